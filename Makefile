@@ -1,0 +1,62 @@
+# pdevis: `make chat` talks to a model, `make test` runs the suite; both start from nothing but Python and make.
+# Settings: PYTHON (interpreter that makes the environment), VENV (where), CONSTRAINTS (empty: newest versions),
+#           ARGS (for the chat), PYTEST_ARGS (for the tests).
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+# The tests' models are tiny: more threads than one only wait for each other.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help chat model install test test-all lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+chat: model ## talk to the embedded model in the terminal (ARGS="..." for its flags)
+	@$(PY) appInference.py $(ARGS)
+
+model: $(READY) ## fetch and convert the embedded model
+	@$(PY) -m pdevis.models.embedded
+
+install: $(READY) ## make the environment and install pdevis into it
+
+test: $(READY_DEV) ## run the tests, without the slow ones
+	@$(TEST_ENV) $(PY) -m pytest $(PYTEST_ARGS)
+
+test-all: $(READY_DEV) ## run all tests
+	@$(TEST_ENV) $(PY) -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+
+lint: $(READY_DEV) ## check style and formatting
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: $(READY_DEV) ## fix style and formatting
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean: ## remove the environment and what tools left here (the model cache stays)
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.txt pyproject.toml $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "make: $(PYTHON) not found: install Python 3.10 or newer, or make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) is older than Python 3.10: make PYTHON=/path/to/a/newer/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) lacks venv: install your system's python3-venv package" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(PINS) -r requirements.txt
+	@touch $@
+
+$(READY_DEV): $(READY)
+	$(PIP) install $(PINS) -e '.[dev]'
+	@touch $@

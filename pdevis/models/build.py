@@ -1,0 +1,154 @@
+"""From names to two models ready to decode: which files, which architecture, which weight format, on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pdevis.models.hf import HFCausalLM
+from pdevis.models.linear import resolve_precision, storage_dtype
+from pdevis.models.loading import (
+    check_device,
+    check_same_tokenizer,
+    find_source,
+    read_config,
+    read_model,
+    read_tokenizer,
+    stop_ids,
+)
+from pdevis.models.stack import CausalLM, DecoderStack
+from pdevis.models.weights import FAMILIES, read_weights, unsupported
+
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One model to load: everything that is known before its weights are read."""
+
+    name: str
+    role: str
+    source: Any
+    config: Any
+    device: torch.device
+    precision: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build_pair` hands to the façade."""
+
+    target: CausalLM
+    drafter: CausalLM
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    labels: dict[str, str]
+
+
+def build_pair(
+    target: str,
+    drafter: str,
+    target_device: str | None,
+    draft_device: str | None,
+    target_precision: str,
+    draft_precision: str,
+    say: Callable[[str], None],
+) -> Built:
+    """Load both models; arguments and errors as for `load_pair`. Everything cheap is checked before weights load."""
+    own = drafter == SELF
+    devices = check_device(target_device), check_device(draft_device)
+    formats = [
+        resolve_precision(asked, device, role)
+        for asked, device, role in zip((target_precision, draft_precision), devices, ("target", "drafter"))
+    ]
+    target_source = find_source(target, say)
+    draft_source = target_source if own else find_source(drafter, say)
+    target_config = read_config(target_source)
+    draft_config = target_config if own else read_config(draft_source)
+    for_target = Plan(
+        target,
+        "target",
+        target_source,
+        target_config,
+        devices[0],
+        fit_precision(target_precision, formats[0], target_config, "target_precision"),
+    )
+    for_drafter = Plan(
+        drafter,
+        "drafter",
+        draft_source,
+        draft_config,
+        devices[1],
+        fit_precision(draft_precision, formats[1], draft_config, "draft_precision"),
+    )
+    tokenizer = read_tokenizer(target_source)
+    if not own:
+        check_same_tokenizer(tokenizer, read_tokenizer(draft_source))
+    target_model, draft_model, generation_config = (
+        _load_own(for_target, for_drafter, say) if own else (_load_two(for_target, for_drafter, say))
+    )
+    labels = {
+        "target": target,
+        "drafter": drafter,
+        "target_device": str(devices[0]),
+        "draft_device": str(devices[1]),
+        "target_precision": for_target.precision,
+        "draft_precision": for_drafter.precision,
+    }
+    eos_ids = stop_ids(generation_config, target_config, tokenizer)
+    return Built(target_model, draft_model, tokenizer, eos_ids, labels)
+
+
+def _load_two(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
+    models = []
+    for plan in (drafter, target):
+        loaded = _read(plan, storage_dtype(plan.precision), say)
+        generation_config = loaded.generation_config
+        models.append(_wrap(loaded, plan, consume=True))
+        del loaded
+    return models[1], models[0], generation_config
+
+
+def _load_own(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
+    """Both from one reading of the weights, which are shared where format and device are the same."""
+    same = (target.precision, target.device) == (drafter.precision, drafter.device)
+    if unsupported(target.config) and not same:
+        return _load_two(target, drafter, say)
+    dtypes = {storage_dtype(target.precision), storage_dtype(drafter.precision)}
+    loaded = _read(target, dtypes.pop() if len(dtypes) == 1 else torch.float32, say)
+    draft_model = _wrap(loaded, drafter, consume=same)
+    if not same:
+        target_model = _wrap(loaded, target, consume=True)
+    elif isinstance(draft_model, DecoderStack):
+        target_model = DecoderStack(draft_model.weights)
+    else:
+        target_model = HFCausalLM(loaded, target.precision)
+    return target_model, draft_model, loaded.generation_config
+
+
+def _read(plan: Plan, dtype: torch.dtype, say: Callable[[str], None]) -> Any:
+    say(f"loading the {plan.role}, {plan.name} ({plan.precision} on {plan.device})")
+    # A stack takes the weights to its device layer by layer; anything else goes there whole.
+    on_arrival = plan.device if unsupported(plan.config) else torch.device("cpu")
+    return read_model(plan.source, dtype, on_arrival, nf4=plan.precision == "nf4" and bool(unsupported(plan.config)))
+
+
+def _wrap(loaded: Any, plan: Plan, consume: bool) -> CausalLM:
+    if unsupported(plan.config):
+        return HFCausalLM(loaded, plan.precision)
+    return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume))
+
+
+def fit_precision(asked: str, precision: str, config: Any, flag: str) -> str:
+    """The resolved weight format, within what the architecture allows."""
+    if precision not in ("packed", "int8") or not unsupported(config):
+        return precision
+    if asked == "auto":
+        return "float32"
+    raise ValueError(
+        f"{flag} = {asked!r}: only for {', '.join(FAMILIES)} with full attention, "
+        f"not for {unsupported(config)}; use float32 or bfloat16"
+    )

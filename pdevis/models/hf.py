@@ -1,0 +1,95 @@
+"""HFCausalLM: any transformers causal language model behind the `CausalLM` protocol.
+
+Plain key/value layers are rewound with the library's `crop`. Layers that cannot be cropped exactly (recurrent states of
+a gated delta net, sliding windows) are copied before each forward; a rewind puts the copy back, and the tokens between
+the copy and the rewind's target go in front of the next forward. So a rewind costs no forward of its own.
+
+Shapes: T = tokens of this call, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+CHUNK = 512  # tokens of a prompt per forward
+
+
+class HFCausalLM:
+    """A loaded transformers model in eval mode, with a cache of its own."""
+
+    def __init__(self, model: Any, precision: str) -> None:
+        self.model = model
+        self.precision = precision
+        self.tokens: list[int] = []
+        self.device = model.get_input_embeddings().weight.device
+        text = model.config.get_text_config()
+        self.vocab_size = text.vocab_size
+        self.context_length = getattr(text, "max_position_embeddings", None) or 1 << 30
+        self._restart([])
+
+    @property
+    def length(self) -> int:
+        return len(self._ids)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self._run(ids, len(ids))
+
+    def prefill(self, ids: Tensor) -> None:
+        for chunk in ids.split(CHUNK):
+            self._run(chunk, 1)
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self.length, f"rewind to {length} of {self.length} tokens"
+        if length < self.length - len(self._replay):
+            self._rewind_cache(length)
+        elif length < self.length:
+            del self._replay[length - self.length :]
+        del self._ids[length:]
+
+    @torch.inference_mode()
+    def _run(self, ids: Tensor, keep: int) -> Tensor:
+        """Forward of the tokens to replay and ids; logits [keep, V] of the last `keep` of them."""
+        done = self.length - len(self._replay)
+        whole = torch.cat([torch.tensor(self._replay, dtype=ids.dtype), ids.cpu()]).to(self.device)
+        self._saved_at = done
+        self._saved = {i: copy.deepcopy(layer) for i, layer in enumerate(self._cache.layers) if not _croppable(layer)}
+        try:
+            out = self.model(whole[None], past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        except BaseException:  # out of memory or Ctrl-C: some layers may hold this call's tokens, others not
+            self._restart(self._ids)
+            raise
+        self._replay = []
+        self._ids.extend(ids.tolist())
+        return out.logits[0]
+
+    def _rewind_cache(self, length: int) -> None:
+        present = self.length - len(self._replay)
+        plain = all(_croppable(layer) for layer in self._cache.layers)
+        if length == 0 or (not plain and (length < self._saved_at or self._saved_at == 0)):
+            self._restart(self._ids[:length])
+            return
+        keep = length if plain else self._saved_at
+        for i, layer in enumerate(self._cache.layers):
+            if _croppable(layer):
+                layer.crop(keep - present)
+            else:
+                self._cache.layers[i] = self._saved[i]
+        self._replay = self._ids[keep:length]
+
+    def _restart(self, ids: list[int]) -> None:
+        """An empty cache; the next forward computes `ids` again."""
+        self._ids = ids.copy()
+        self._replay = ids.copy()
+        self._cache = DynamicCache(config=self.model.config)
+        self._saved: dict[int, Any] = {}
+        self._saved_at = 0
+
+
+def _croppable(layer: Any) -> bool:
+    return type(layer) is DynamicLayer

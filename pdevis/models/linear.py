@@ -1,0 +1,157 @@
+"""Weight formats: what a linear layer of a `DecoderStack` is made of on each device.
+
+A format turns a weight [N, K] and an optional bias [N] into a callable x [T, K] -> y [T, N]. The formats for CPU give
+the same bits for a row whether it comes alone or among others wherever their kernels allow it (int8 always), so that
+verifying k tokens at once sees the plain decoder's numbers.
+
+    python -m evaluation.kernels        (times the formats against each other on this machine)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Linear = Callable[[Tensor], Tensor]
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+PRECISIONS = ("auto", *DTYPES, "packed", "int8", "nf4")
+
+# oneDNN chooses its blocking by this row count: packed for 8 rows, a verification of 2 to 8 tokens costs about what
+# one token costs; packed for 1 row it costs half as much again.
+PACKED_ROWS = 8
+
+
+class DenseLinear:
+    """The weight as loaded, in its own dtype."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear:
+    """float32, reordered once into oneDNN's blocked layout: several rows cost little more than one."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), PACKED_ROWS)
+        self.bias = bias
+        self.apply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.apply(x, self.packed, self.bias, "none", [], "")
+
+
+class Int8Linear:
+    """8-bit weights (one scale per output row), 8-bit activations (one scale per token), integer accumulation.
+
+    A token's scale depends on that token alone and the products are summed as integers, so k tokens at once and one
+    by one give the same bits. Without VNNI units fbgemm's 16-bit sums can saturate: activations then use 7 bits.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight.float()
+        scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
+        with warnings.catch_warnings():  # torch plans to retire quantised dtypes; fbgemm's packing takes no other input
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
+            quantised = torch.quantize_per_channel(
+                weight, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0, torch.qint8
+            )
+        engine = torch.backends.quantized.engine
+        try:
+            torch.backends.quantized.engine = "fbgemm"
+            self.packed = torch.ops.quantized.linear_prepack(quantised, None)
+        finally:
+            torch.backends.quantized.engine = engine
+        self.bias = bias
+        vnni = torch.cpu._is_vnni_supported()
+        self.step, self.zero = (1 / 127, 128) if vnni else (1 / 63, 64)
+        self.apply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        scale = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_min_(1e-30)  # [T, 1]
+        y = self.apply(x / scale, self.step, self.zero, self.packed).mul_(scale)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Nf4Linear:
+    """4-bit NF4 weights through bitsandbytes, computing in the dtype of the activations (CUDA)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        from bitsandbytes.functional import quantize_4bit
+
+        self.weight, self.state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        from bitsandbytes import matmul_4bit
+
+        return matmul_4bit(x, self.weight.t(), quant_state=self.state, bias=self.bias)
+
+
+FORMATS: dict[str, Callable[[Tensor, Tensor | None], Linear]] = {
+    **dict.fromkeys(DTYPES, DenseLinear),
+    "packed": PackedLinear,
+    "int8": Int8Linear,
+    "nf4": Nf4Linear,
+}
+
+
+def has_packed() -> bool:
+    """Whether this CPU build of torch has the oneDNN kernels that `packed` uses."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def has_int8() -> bool:
+    """Whether this CPU build of torch has the fbgemm kernels that `int8` uses (x86-64)."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def _has_bitsandbytes() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("bitsandbytes") is not None
+
+
+def resolve_precision(precision: str, device: torch.device, role: str) -> str:
+    """The format that `precision` stands for on `device`; `role` is "target" or "drafter" and decides `auto`.
+
+    Raises:
+        ValueError: for an unknown format, or one that this device or installation does not offer.
+    """
+    name = f"{role}_precision".replace("drafter", "draft")
+    if precision not in PRECISIONS:
+        raise ValueError(f"{name} = {precision!r}: must be one of {', '.join(PRECISIONS)}")
+    cpu = device.type == "cpu"
+    if precision == "auto":
+        if cpu:
+            return "int8" if role == "drafter" and has_int8() else "packed" if has_packed() else "float32"
+        return "bfloat16"
+    if precision in ("packed", "int8") and not cpu:
+        raise ValueError(f"{name} = {precision!r}: runs on CPU only, not on {device}")
+    if precision == "packed" and not has_packed():
+        raise ValueError(f"{name} = 'packed': this torch has no oneDNN; use float32")
+    if precision == "int8" and not has_int8():
+        raise ValueError(f"{name} = 'int8': this torch has no fbgemm kernels; use float32")
+    if precision == "nf4" and device.type != "cuda":
+        raise ValueError(f"{name} = 'nf4': runs on CUDA only, not on {device}")
+    if precision == "nf4" and not _has_bitsandbytes():
+        raise ValueError(f"{name} = 'nf4': needs bitsandbytes (pip install bitsandbytes)")
+    return precision
+
+
+def storage_dtype(precision: str) -> torch.dtype:
+    """The dtype of activations, embeddings and KV cache under a resolved format."""
+    if precision in ("packed", "int8"):
+        return torch.float32
+    return torch.bfloat16 if precision == "nf4" else DTYPES[precision]

@@ -1,0 +1,190 @@
+"""DecoderStack: a lean forward of Llama, Qwen2 and Qwen3 that lets a caller run any sublayer on any hidden state.
+
+One sequence, one preallocated key/value cache per layer, no modules, no hooks. `attention` and `mlp` return a
+sublayer's *update* of the residual stream, so that a drafting engine decides what is added to what.
+
+Shapes: T = tokens of this call, S = tokens in the cache after it, H = hidden size, N = query heads, K = key/value
+heads, G = N / K, D = head size, V = vocabulary. `KV cache[layer]` is [capacity, 2K, D]: keys, then values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pdevis.models.weights import StackWeights
+
+CHUNK = 512  # tokens of a prompt per forward: bounds the mask and the activations
+FIRST_CAPACITY = 512  # tokens the cache holds at first; it doubles
+
+
+class CausalLM(Protocol):
+    """What decoding needs of a model: one sequence in a cache that can be rewound."""
+
+    vocab_size: int
+    context_length: int
+    device: torch.device
+    tokens: list[int]  # what the cache holds, as far as a decoder has said; lets the next generation share a prefix
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        ...
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Append ids [T] to the cache; logits [T, V] of each of them."""
+        ...
+
+    def prefill(self, ids: Tensor) -> None:
+        """Append ids [T] to the cache; no logits."""
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens of the cache."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all layers of one forward share: where its tokens stand, how they turn, what they may see."""
+
+    start: int
+    end: int
+    turn: Tensor  # [T, N + 2K, D / 2] complex: the rotary embedding of q and k, 1 for v
+    mask: Tensor | None  # [G T, S], 0 or -inf; None for a single token
+
+
+class DecoderStack:
+    """A decoder of a supported family over `StackWeights`, with a cache of its own."""
+
+    def __init__(self, weights: StackWeights) -> None:
+        self.weights = weights
+        self.layers = weights.layers
+        self.device = weights.device
+        self.vocab_size = weights.vocab_size
+        self.context_length = weights.context_length
+        self.tokens: list[int] = []
+        self._length = 0
+        self._cache: list[Tensor] = []
+        self._turns = torch.empty(0)
+        self._scale = weights.head_dim**-0.5
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def cache(self) -> list[Tensor]:
+        """Per layer [capacity, 2K, D]; rows beyond `length` are scratch."""
+        return self._cache
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self._length, f"rewind to {length} of {self._length} tokens"
+        self._length = length
+
+    # ---- one forward, sublayer by sublayer ----
+
+    def begin(self, tokens: int) -> Step:
+        """Prepare a forward of `tokens` tokens behind the cache; `commit` makes them part of it."""
+        start, end = self._length, self._length + tokens
+        self._reserve(end)
+        w = self.weights
+        turn = self._turns.new_ones(tokens, w.heads + 2 * w.kv_heads, w.head_dim // 2)
+        turn[:, : w.heads + w.kv_heads] = self._turns[start:end, None]
+        mask = None
+        if tokens > 1:
+            rows = torch.full((tokens, end), -torch.inf, dtype=w.dtype, device=self.device).triu_(start + 1)
+            mask = rows.repeat(w.heads // w.kv_heads, 1)
+        return Step(start, end, turn, mask)
+
+    def commit(self, step: Step) -> None:
+        self._length = step.end
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [T] -> hidden states [T, H]."""
+        return F.embedding(ids, self.weights.embedding)
+
+    def attention(self, layer: int, h: Tensor, step: Step) -> Tensor:
+        """The update [T, H] of a layer's attention on h [T, H]; writes the layer's cache entries of this step."""
+        w, parts = self.weights, self.layers[layer]
+        tokens, groups = len(h), w.heads // w.kv_heads
+        qkv = parts.qkv(parts.attention_norm(h)).view(tokens, -1, w.head_dim)  # [T, N + 2K, D]
+        if parts.qk_norm is not None:
+            turned = w.heads + w.kv_heads
+            qkv[:, :turned] = parts.qk_norm(qkv[:, :turned])
+        qkv = self._turn(qkv, step.turn)
+        cache = self._cache[layer]
+        cache[step.start : step.end] = qkv[:, w.heads :]
+        keys = cache[: step.end, : w.kv_heads].transpose(0, 1)[None]  # [1, K, S, D]
+        values = cache[: step.end, w.kv_heads :].transpose(0, 1)[None]
+        if tokens == 1:
+            queries = qkv[:, : w.heads].view(1, w.kv_heads, groups, w.head_dim)
+            mixed = F.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
+            return parts.output(mixed.view(1, -1))
+        # The query heads that share a key head become rows of one product: no copies of keys and values.
+        queries = qkv[:, : w.heads].unflatten(1, (w.kv_heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)[None]
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=step.mask, scale=self._scale)
+        return parts.output(mixed[0].unflatten(1, (groups, tokens)).permute(2, 0, 1, 3).reshape(tokens, -1))
+
+    def mlp(self, layer: int, h: Tensor) -> Tensor:
+        """The update [T, H] of a layer's MLP on h [T, H]."""
+        parts = self.layers[layer]
+        gate, up = parts.gate_up(parts.mlp_norm(h)).chunk(2, dim=-1)
+        return parts.down(F.silu(gate).mul_(up))
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Hidden states after the last layer [T, H] -> logits [T, V]."""
+        return self.weights.head(self.weights.final_norm(h))
+
+    # ---- whole forwards ----
+
+    def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
+        """Append ids [T]; hidden states after the last layer [T, H]. `trace` collects h_0 (embedding) to h_L."""
+        step = self.begin(len(ids))
+        h = self.embed(ids)
+        if trace is not None:
+            trace.append(h)
+        for layer in range(len(self.layers)):
+            h = h + self.attention(layer, h, step)
+            h = h + self.mlp(layer, h)
+            if trace is not None:
+                trace.append(h)
+        self.commit(step)
+        return h
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.logits(self.run_layers(ids))
+
+    def prefill(self, ids: Tensor) -> None:
+        for chunk in ids.split(CHUNK):
+            self.run_layers(chunk)
+
+    # ---- memory ----
+
+    def _turn(self, qkv: Tensor, turn: Tensor) -> Tensor:
+        wide = qkv if qkv.dtype in (torch.float32, torch.float64) else qkv.float()
+        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turn
+        return torch.view_as_real(turned).flatten(-2).to(qkv.dtype)
+
+    @torch.inference_mode(False)  # so that the cache may be written in and out of inference mode
+    def _reserve(self, tokens: int) -> None:
+        """Make room for `tokens` tokens: cache rows and rotary factors."""
+        capacity = len(self._turns)
+        if tokens <= capacity:
+            return
+        w = self.weights
+        capacity = max(FIRST_CAPACITY, tokens, min(2 * capacity, w.context_length))
+        angles = torch.arange(capacity, device=self.device)[:, None] * w.frequencies  # [capacity, D / 2], float32
+        wide = torch.float64 if w.dtype == torch.float64 else torch.float32
+        self._turns = torch.polar(torch.full_like(angles, w.rope_scale, dtype=wide), angles.to(wide))
+        grown = []
+        for layer in range(len(self.layers)):
+            rows = torch.zeros(capacity, 2 * w.kv_heads, w.head_dim, dtype=w.dtype, device=self.device)
+            if self._cache:
+                rows[: self._length] = self._cache[layer][: self._length]
+            grown.append(rows)
+        self._cache = grown

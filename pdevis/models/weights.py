@@ -1,0 +1,172 @@
+"""The weights of a `DecoderStack`, taken from a transformers model: fused, permuted and put into a weight format.
+
+Two changes of layout, both exact: q, k and v become one product, gate and up become one; and the rows of q and k are
+reordered so that the two halves that a rotary embedding turns lie side by side, which makes it one complex product.
+
+Shapes: H = hidden size, N = query heads, K = key/value heads, D = head size, I = MLP size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdevis.models.linear import FORMATS, Linear, storage_dtype
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not change with the length
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer: attention (norm, qkv, output) and MLP (norm, gate_up, down)."""
+
+    attention_norm: Norm
+    qkv: Linear  # [T, H] -> [T, (N + 2K) D]
+    qk_norm: Norm | None  # over D, weight [N + K, D]
+    output: Linear  # [T, N D] -> [T, H]
+    mlp_norm: Norm
+    gate_up: Linear  # [T, H] -> [T, 2I]
+    down: Linear  # [T, I] -> [T, H]
+
+
+@dataclass(frozen=True)
+class StackWeights:
+    """All a `DecoderStack` needs of a model; several stacks may share it, each with its own cache."""
+
+    family: str
+    precision: str
+    device: torch.device
+    dtype: torch.dtype
+    layers: list[Layer]
+    embedding: Tensor  # [V, H]
+    final_norm: Norm
+    head: Linear  # [T, H] -> [T, V]
+    frequencies: Tensor  # [D / 2] of the rotary embedding, float32
+    rope_scale: float
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+
+
+class Norm:
+    """RMS norm over the last dimension. On CPU `F.rms_norm` runs as six kernels; these are four."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        size = weight.shape[-1]
+        self.weight = weight
+        self.eps = eps
+        self.lean = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+        if self.lean:  # x / sqrt(mean x^2 + eps) = x sqrt(size) / sqrt(|x|^2 + eps size)
+            self.weight = weight * size**0.5
+            self.floor = torch.tensor((eps * size) ** 0.5, dtype=weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.lean:
+            return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.floor)).mul_(self.weight)
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+def unsupported(config: Any) -> str | None:
+    """Why a transformers config cannot run on a `DecoderStack`; None where it can."""
+    if config.model_type not in FAMILIES:
+        return f"model type {config.model_type!r} (supported: {', '.join(FAMILIES)})"
+    rope = config.rope_parameters
+    if rope.get("rope_type", "default") not in ROPE_TYPES:
+        return f"rope type {rope['rope_type']!r} (supported: {', '.join(ROPE_TYPES)})"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        return "partial rotary embedding"
+    if config.hidden_act != "silu":
+        return f"activation {config.hidden_act!r} (supported: silu)"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "sliding-window attention"
+    return None
+
+
+def read_weights(model: Any, precision: str, device: torch.device, consume: bool = False) -> StackWeights:
+    """Build the weights of a stack from a transformers model of a supported family.
+
+    Args:
+        model: a transformers `…ForCausalLM` in eval mode.
+        precision: a resolved weight format (`resolve_precision`).
+        device: where the weights are to live.
+        consume: free each layer of `model` once it is read, so that two copies never stand in memory.
+
+    Raises:
+        ValueError: where the architecture is not one that a stack computes exactly.
+    """
+    config = model.config
+    reason = unsupported(config)
+    if reason:
+        raise ValueError(f"{config.name_or_path or config.model_type}: DecoderStack does not support {reason}")
+    dtype = storage_dtype(precision)
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    eps = config.rms_norm_eps
+
+    def place(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device, dtype)
+
+    def linear(*modules: torch.nn.Linear, reorder: Callable[[Tensor], Tensor] = lambda rows: rows) -> Linear:
+        weight = reorder(torch.cat([place(module.weight) for module in modules]))
+        has_bias = [module.bias is not None for module in modules]
+        assert len(set(has_bias)) == 1 or has_bias == [True, True, True], "fused projections share their biases"
+        bias = reorder(torch.cat([place(module.bias) for module in modules])) if has_bias[0] else None
+        return FORMATS[precision](weight, bias)
+
+    def pair_halves(rows: Tensor) -> Tensor:  # [(N + 2K) D, …]: q and k from (half, half) to (pair, pair, …)
+        turned = (heads + kv_heads) * head_dim
+        qk = rows[:turned].unflatten(0, (heads + kv_heads, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+        return torch.cat([qk, rows[turned:]])
+
+    def norm(weight: Tensor) -> Norm:
+        return Norm(place(weight), eps)
+
+    def qk_norm(attention: Any) -> Norm | None:
+        if not hasattr(attention, "q_norm"):
+            return None
+        q, k = (place(part.weight).unflatten(0, (2, -1)).t().flatten() for part in (attention.q_norm, attention.k_norm))
+        return norm(torch.cat([q.expand(heads, -1), k.expand(kv_heads, -1)]))
+
+    def read_layer(layer: Any) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return Layer(
+            attention_norm=norm(layer.input_layernorm.weight),
+            qkv=linear(attention.q_proj, attention.k_proj, attention.v_proj, reorder=pair_halves),
+            qk_norm=qk_norm(attention),
+            output=linear(attention.o_proj),
+            mlp_norm=norm(layer.post_attention_layernorm.weight),
+            gate_up=linear(mlp.gate_proj, mlp.up_proj),
+            down=linear(mlp.down_proj),
+        )
+
+    layers = []
+    for layer in model.model.layers:
+        layers.append(read_layer(layer))
+        if consume:
+            layer.to("meta")
+    rotary = model.model.rotary_emb
+    return StackWeights(
+        family=config.model_type,
+        precision=precision,
+        device=device,
+        dtype=dtype,
+        layers=layers,
+        embedding=place(model.model.embed_tokens.weight),
+        final_norm=norm(model.model.norm.weight),
+        head=linear(model.lm_head),
+        frequencies=rotary.inv_freq.detach().to(device, torch.float32),
+        rope_scale=float(rotary.attention_scaling),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=config.vocab_size,
+        context_length=config.max_position_embeddings,
+    )

@@ -1,0 +1,110 @@
+"""Weight formats against F.linear, and what verification rests on: a row's bits do not depend on other rows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pdevis.models.linear import FORMATS, has_int8, has_packed, resolve_precision, storage_dtype
+
+CPU = torch.device("cpu")
+SHAPES = [(64, 48), (576, 960), (1536, 576)]
+needs = {
+    "packed": pytest.mark.skipif(not has_packed(), reason="torch without oneDNN"),
+    "int8": pytest.mark.skipif(not has_int8(), reason="torch without fbgemm"),
+}
+
+
+def make(inside: int, outside: int, rows: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(inside + outside)
+    weight = torch.randn(outside, inside, generator=g) / inside**0.5
+    return weight, torch.randn(outside, generator=g), torch.randn(rows, inside, generator=g)
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("float32", 1e-7),
+        pytest.param("packed", 1e-6, marks=needs["packed"]),
+        pytest.param("int8", 0.02, marks=needs["int8"]),
+    ],
+)
+def test_format_computes_the_product(name, error, shape, biased):
+    weight, bias, x = make(*shape)
+    wanted = F.linear(x, weight, bias if biased else None)
+    assert relative(FORMATS[name](weight, bias if biased else None)(x), wanted) <= error
+
+
+@needs["int8"]
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_rows_at_once_and_one_by_one_have_the_same_bits(shape):
+    weight, bias, x = make(*shape)
+    x[3] *= 1000  # a neighbour with large values must not matter
+    linear = FORMATS["int8"](weight, bias)
+    alone = torch.cat([linear(x[i : i + 1]) for i in range(len(x))])
+    for rows in (1, 2, 5, 9):
+        assert torch.equal(linear(x[:rows]), alone[:rows])
+
+
+@needs["int8"]
+def test_int8_of_zeros_is_the_bias():
+    weight, bias, _ = make(64, 48)
+    assert torch.equal(FORMATS["int8"](weight, bias)(torch.zeros(2, 64)), bias.expand(2, -1))
+
+
+@needs["packed"]
+def test_packed_rows_agree_to_rounding():
+    weight, _, x = make(576, 960)
+    linear = FORMATS["packed"](weight, None)
+    assert relative(linear(x)[:1], linear(x[:1])) <= 1e-6
+
+
+def test_bfloat16_computes_in_bfloat16():
+    weight, _, x = make(64, 48)
+    y = FORMATS["bfloat16"](weight.bfloat16(), None)(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert relative(y.float(), F.linear(x, weight)) <= 0.02
+
+
+def test_auto_on_cpu():
+    assert resolve_precision("auto", CPU, "target") == ("packed" if has_packed() else "float32")
+    assert resolve_precision("auto", CPU, "drafter") == (
+        "int8" if has_int8() else resolve_precision("auto", CPU, "target")
+    )
+
+
+def test_auto_on_cuda():
+    assert resolve_precision("auto", torch.device("cuda:0"), "target") == "bfloat16"
+    assert resolve_precision("auto", torch.device("cuda:0"), "drafter") == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "role", "words"),
+    [
+        ("fp8", "cpu", "target", ["target_precision", "'fp8'", "bfloat16", "int8"]),
+        ("nf4", "cpu", "drafter", ["draft_precision", "'nf4'", "CUDA"]),
+        ("int8", "cuda:0", "drafter", ["draft_precision", "'int8'", "CPU"]),
+        ("packed", "cuda:0", "target", ["target_precision", "'packed'", "CPU"]),
+    ],
+)
+def test_wrong_precision_names_the_flag_and_what_is_allowed(precision, device, role, words):
+    with pytest.raises(ValueError) as caught:
+        resolve_precision(precision, torch.device(device), role)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_nf4_without_bitsandbytes_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("pdevis.models.linear._has_bitsandbytes", lambda: False)
+    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        resolve_precision("nf4", torch.device("cuda:0"), "target")
+
+
+def test_storage_dtypes():
+    assert storage_dtype("int8") == storage_dtype("packed") == torch.float32
+    assert storage_dtype("nf4") == torch.bfloat16
+    assert storage_dtype("float64") == torch.float64
