@@ -1,0 +1,161 @@
+"""Runs one drafter forward under the rules of DESIGN: exactly, after a plan, or with the check inside.
+
+The engine decides what runs together; a `LaneExecutor` runs it. `LocalLanes` runs the lanes of one device one after
+another, which computes what parallel lanes would and counts the serial steps that they would take.
+
+Shapes: T = tokens of this forward, H = hidden size, V = vocabulary, W = lanes of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pdevis.drafting.divergence import similarity, similarity_matrix
+from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan
+from pdevis.models.stack import DecoderStack, Step
+from pdevis.records import DraftConfig
+
+
+@dataclass(frozen=True)
+class DraftStep:
+    """What one drafter forward brings: the next token's logits [V], and what its serial path was."""
+
+    logits: Tensor
+    skipped: float
+    depth: int
+
+
+class LaneExecutor(Protocol):
+    """Runs the sublayers of one window at the same time, each on its own input; returns their updates in order."""
+
+    def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]: ...
+
+    def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]: ...
+
+
+class LocalLanes:
+    """All lanes on the stack's own device, one after another."""
+
+    def __init__(self, stack: DecoderStack) -> None:
+        self.stack = stack
+
+    def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]:
+        return [self.stack.attention(layer, h, step) for layer, h in zip(layers, inputs, strict=True)]
+
+    def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [self.stack.mlp(layer, h) for layer, h in zip(layers, inputs, strict=True)]
+
+
+class DraftEngine:
+    """One drafter on a `DecoderStack`, its cache included.
+
+    Args:
+        stack: the drafter.
+        config: the drafting settings; `mode` is resolved (not "auto").
+        lanes: runs a window's sublayers; None: one after another on the stack's device.
+    """
+
+    def __init__(self, stack: DecoderStack, config: DraftConfig, lanes: LaneExecutor | None = None) -> None:
+        assert config.mode != "auto", "resolve the mode first"
+        self.stack = stack
+        self.config = config
+        self.lanes = lanes or LocalLanes(stack)
+        self.layers = len(stack.layers)
+        self.free = free_layers(self.layers, config)
+        self.schedule = exact_schedule(self.layers)
+
+    def exact(self, ids: Tensor) -> DraftStep:
+        """Append ids [T] with every layer in its place; with the planned check, plan the tokens that follow."""
+        planned = self.config.mode != "exact" and self.config.check == "planned"
+        trace: list[Tensor] | None = [] if planned else None
+        h = self.stack.run_layers(ids, trace)
+        if trace is not None:
+            self.schedule = plan(similarity_matrix(trace), self.config)
+        return DraftStep(self.stack.logits(h[-1:])[0], 0.0, 2 * self.layers)
+
+    def draft(self, ids: Tensor) -> DraftStep:
+        """Append ids [T] under the configured rule. Inline decisions are made for each token; counts are the last's."""
+        if self.config.mode == "exact":
+            return self.exact(ids)
+        step = self.stack.begin(len(ids))
+        h = self.stack.embed(ids)
+        if self.config.check == "planned":
+            h, skipped, depth = self._planned(h, step), self.schedule.skipped, self.schedule.depth
+        elif self.config.mode == "skip":
+            h, skipped, depth = self._inline_skip(h, step)
+        else:
+            h, skipped, depth = self._inline_parallel(h, step)
+        self.stack.commit(step)
+        return DraftStep(self.stack.logits(h[-1:])[0], skipped, depth)
+
+    def _planned(self, h: Tensor, step: Step) -> Tensor:
+        for group in self.schedule.groups:
+            attended, mlps = self._run_group(h, group, step)
+            h = _after(len(mlps), attended, mlps)
+        return h
+
+    def _run_group(self, h: Tensor, group: Group, step: Step) -> tuple[list[Tensor], list[Tensor]]:
+        """The group's lanes from h, staggered by sublayer: h plus the attention updates so far, and the MLP updates.
+
+        MLP j sees h, all attention updates up to its own, and the MLP updates of earlier batches.
+        """
+        attended, mlps = [h], []
+        for update in self.lanes.attention(group.layers, [h] * len(group.layers), step):
+            attended.append(attended[-1] + update)
+        del attended[0]
+        for first in range(0, len(group.layers), group.mlp_lanes):
+            batch = slice(first, first + group.mlp_lanes)
+            inputs = [sum(mlps[:first], state) for state in attended[batch]]
+            mlps += self.lanes.mlp(group.layers[batch], inputs)
+        return attended, mlps
+
+    def _inline_skip(self, h: Tensor, step: Step) -> tuple[Tensor, float, int]:
+        """The published rule, W layers at a time. Lanes behind the first kept layer run again from its output, and
+        overwrite their cache entries, so that every window gives what the sequential rule gives."""
+        layer, skipped, depth = 0, 0, 0
+        while layer < self.layers:
+            lanes = range(
+                layer, min(layer + self.config.attention_lanes, self.layers) if layer in self.free else layer + 1
+            )
+            attended = [h + update for update in self.lanes.attention(lanes, [h] * len(lanes), step)]
+            states = [u + update for u, update in zip(attended, self.lanes.mlp(lanes, attended), strict=True)]
+            depth += 2
+            redundant = similarity(torch.stack(states), h) > self.config.threshold  # [W, T]
+            for lane, drops in enumerate(redundant.tolist()):
+                layer += 1
+                if layer - 1 not in self.free:
+                    h = states[lane]
+                    break
+                skipped += drops[-1]
+                if not all(drops):
+                    h = torch.where(redundant[lane, :, None], h, states[lane])
+                    break
+        return h, skipped, depth
+
+    def _inline_parallel(self, h: Tensor, step: Step) -> tuple[Tensor, float, int]:
+        """Lanes keep their updates while the true input of each still looks like the window's common input."""
+        layer, skipped, depth = 0, 0.0, 0
+        while layer < self.layers:
+            end = min(layer + self.config.attention_lanes, self.free.stop) if layer in self.free else layer + 1
+            group = Group(tuple(range(layer, end)), self.config.mlp_lanes)
+            attended, mlps = self._run_group(h, group, step)
+            kept = 1
+            if len(mlps) > 1:
+                inputs = torch.stack([_after(lanes, attended, mlps) for lanes in range(1, len(mlps))])  # [W - 1, T, H]
+                alike = (similarity(inputs, h) > self.config.threshold).all(-1).tolist()
+                kept += [*alike, False].index(False)
+            h = _after(kept, attended, mlps)
+            layer += kept
+            depth += group.depth
+            skipped += Group(group.layers[:kept], group.mlp_lanes).beside
+        return h, skipped, depth
+
+
+def _after(lanes: int, attended: list[Tensor], mlps: list[Tensor]) -> Tensor:
+    """The true hidden state after a group's first `lanes` layers."""
+    return sum(mlps[:lanes], attended[lanes - 1])
