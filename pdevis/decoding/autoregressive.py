@@ -1,0 +1,34 @@
+"""Plain decoding of one model, through the same verification step as speculative decoding: every draft is empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pdevis.decoding.rounds import Clock, Progress
+from pdevis.decoding.verifier import Verifier
+from pdevis.records import DecodeConfig, DecodeStats, Draft, TokenEvent
+from pdevis.sampling import Sampler
+
+
+def autoregressive(
+    verifier: Verifier, prompt: list[int], config: DecodeConfig, stats: DecodeStats
+) -> Iterator[TokenEvent]:
+    """Decode behind `prompt` (token ids, shorter than the model's context) one token a round; fills `stats`."""
+    progress = Progress(prompt, config, verifier.model.context_length, stats)
+    clock = Clock(stats, verifier.model.device)
+    judge = Sampler(config, verifier.model.device, stream=1)
+    if progress.done:
+        return
+    try:
+        with clock.phase("prefill"):
+            verifier.start(prompt, config.reuse_prefix)
+        while not progress.done:
+            with clock.phase("verify"):
+                verdict = verifier.verify(progress.confirmed, Draft([]), judge)
+            events = progress.add([], verdict)
+            verifier.settle(progress.confirmed)
+            clock.stop()
+            with clock.paused():
+                yield from events
+    finally:
+        verifier.settle(progress.confirmed)

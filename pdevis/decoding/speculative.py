@@ -1,0 +1,69 @@
+"""Lossless speculative decoding: draft γ tokens, verify them in one target forward, keep what the target agrees with.
+
+The output is the target's own: bit for bit its argmax at temperature 0, in distribution above. Yields a `TokenEvent`
+for each confirmed token (`text` is empty here: decoders know ids only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pdevis.decoding.rounds import Clock, Progress
+from pdevis.decoding.verifier import Verifier
+from pdevis.drafting.drafter import Drafter
+from pdevis.records import DecodeConfig, DecodeStats, Draft, TokenEvent
+from pdevis.sampling import Sampler
+
+
+def speculative(
+    verifier: Verifier, drafter: Drafter, prompt: list[int], config: DecodeConfig, stats: DecodeStats
+) -> Iterator[TokenEvent]:
+    """Decode behind `prompt` (token ids, shorter than the target's context) until EOS or a limit; fills `stats`.
+
+    However the generation ends, finished, closed or failed, both caches are rewound to confirmed tokens.
+    """
+    progress = Progress(prompt, config, verifier.model.context_length, stats)
+    clock = Clock(stats, verifier.model.device, drafter.model.device)
+    draws = Sampler(config, drafter.model.device, stream=0)
+    judge = Sampler(config, verifier.model.device, stream=1)
+    drafts = len(prompt) < drafter.model.context_length  # a drafter with a shorter context stops helping at its end
+    if progress.done:
+        return
+    try:
+        with clock.phase("prefill"):
+            verifier.start(prompt, config.reuse_prefix)
+            if drafts:
+                drafter.start(prompt, config.reuse_prefix)
+        while not progress.done:
+            draft = Draft([])
+            gamma = min(config.gamma, progress.room, drafter.model.context_length - len(progress.confirmed))
+            if gamma > 0:
+                with clock.phase("draft"):
+                    draft = drafter.draft(progress.confirmed, gamma, draws)
+                    cut_behind_eos(draft, progress.eos)
+            with clock.phase("verify"):
+                verdict = verifier.verify(progress.confirmed, draft, judge)
+            events = progress.add(draft.ids, verdict)
+            stats.draft_steps += draft.steps
+            stats.skipped += draft.skipped
+            stats.depth += draft.depth
+            verifier.settle(progress.confirmed)
+            if drafts:
+                drafter.settle(progress.confirmed)
+            clock.stop()
+            with clock.paused():
+                yield from events
+    finally:
+        verifier.settle(progress.confirmed)
+        if drafts:
+            drafter.finish(progress.confirmed)
+
+
+def cut_behind_eos(draft: Draft, eos: frozenset[int]) -> None:
+    """Drop draft tokens behind an EOS: they could never be used. Their cost stays counted."""
+    for place, token in enumerate(draft.ids):
+        if token in eos:
+            del draft.ids[place + 1 :]
+            if draft.probs is not None:
+                draft.probs = draft.probs[: place + 1]
+            return

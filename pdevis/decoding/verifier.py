@@ -1,0 +1,69 @@
+"""The target's side of a round: one forward over the last confirmed token and the draft, then accept or correct.
+
+Shapes: G = draft tokens, V = the target's vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pdevis.drafting.drafter import start_cache
+from pdevis.models.stack import CausalLM
+from pdevis.records import Draft, Verdict
+from pdevis.sampling import Sampler, distribution, residual
+
+
+class Verifier:
+    """The target of one sequence; the model's cache belongs to this object."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def start(self, prompt: list[int], reuse: bool) -> None:
+        """Bring the cache to the prompt without its last token."""
+        start_cache(self.model, prompt, reuse)
+
+    @torch.inference_mode()
+    def verify(self, confirmed: list[int], draft: Draft, sampler: Sampler) -> Verdict:
+        """One forward over G + 1 tokens. An empty draft makes this plain decoding."""
+        ids = torch.tensor([confirmed[-1], *draft.ids], device=self.model.device)
+        logits = self.model.forward(ids)  # [G + 1, V]
+        if sampler.config.greedy:
+            return accept_greedy(draft, logits)
+        return accept_sampled(draft, distribution(logits, sampler.config), sampler)
+
+    def settle(self, confirmed: list[int]) -> None:
+        """Rewind to the confirmed tokens but the last, which the next forward begins with."""
+        self.model.rewind(min(self.model.length, len(confirmed) - 1))
+        self.model.tokens = confirmed[: self.model.length]
+
+
+def accept_greedy(draft: Draft, logits: Tensor) -> Verdict:
+    """A token is accepted iff it is the target's argmax: no probabilities, no random numbers."""
+    best = logits.argmax(-1).tolist()
+    accepted = 0
+    while accepted < len(draft.ids) and draft.ids[accepted] == best[accepted]:
+        accepted += 1
+    return Verdict(accepted, best[accepted])
+
+
+def accept_sampled(draft: Draft, p: Tensor, sampler: Sampler) -> Verdict:
+    """Accept x ~ q with probability min(1, p(x) / q(x)), else sample from norm(max(0, p - q)) (Leviathan et al. 2023).
+
+    Args:
+        draft: G ids, and q [G, V'] with V' <= V: extended by zeros here.
+        p: [G + 1, V] the target's distributions.
+        sampler: random numbers on the target's device.
+    """
+    count = len(draft.ids)
+    if count == 0:
+        return Verdict(0, int(sampler.draw(p[0])))
+    q = F.pad(draft.probs.to(p.device), (0, p.shape[-1] - draft.probs.shape[-1]))  # [G, V]
+    rows, ids = torch.arange(count, device=p.device), torch.tensor(draft.ids, device=p.device)
+    accepts = (sampler.uniform(count) * q[rows, ids] < p[rows, ids]).tolist()
+    accepted = [*accepts, False].index(False)
+    last = p[count] if accepted == count else residual(p[accepted], q[accepted])
+    return Verdict(accepted, int(sampler.draw(last)))

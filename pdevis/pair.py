@@ -1,0 +1,209 @@
+"""The façade: load a target and a drafter, and generate text with them.
+
+    from pdevis import load_pair, DecodeConfig
+    pair = load_pair("smollm2-135m")
+    print(pair.generate("Why is the sky blue?", DecodeConfig(max_new_tokens=64)).text)
+
+Text lives here and above; everything below knows token ids only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pdevis.decoding.autoregressive import autoregressive
+from pdevis.decoding.speculative import speculative
+from pdevis.decoding.verifier import Verifier
+from pdevis.drafting.drafter import Drafter, resolve_mode
+from pdevis.models.build import build_pair
+from pdevis.models.stack import CausalLM
+from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, Generation
+from pdevis.text import Stream
+
+METHODS = ("speculative", "target", "drafter")
+Message = dict[str, str]
+Prompt = str | list[Message] | list[int]
+
+
+class SpeculativePair:
+    """A target and a drafter that share a tokenizer; one generation at a time.
+
+    Made by `load_pair`, or from parts: any two models that keep the `CausalLM` protocol.
+
+    Args:
+        target, drafter: the models; their caches belong to this object.
+        tokenizer: the transformers tokenizer of both.
+        eos_ids: ids that end the target's text.
+        draft: drafting settings.
+        labels: what `describe` says of models, devices and weight formats.
+
+    Raises:
+        ValueError: where the drafter cannot run in the mode asked for.
+    """
+
+    def __init__(
+        self,
+        target: CausalLM,
+        drafter: CausalLM,
+        tokenizer: Any,
+        eos_ids: tuple[int, ...] = (),
+        draft: DraftConfig | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> None:
+        self.target = target
+        self.drafter = drafter
+        self.tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self.labels = labels or {}
+        self._running: Stream | None = None
+        self.configure(draft or DraftConfig())
+
+    @property
+    def draft(self) -> DraftConfig:
+        """The drafting settings as given."""
+        return self._draft
+
+    @property
+    def mode(self) -> str:
+        """The drafting mode in use: what "auto" became."""
+        return self._drafting.config.mode
+
+    @property
+    def context_length(self) -> int:
+        return self.target.context_length
+
+    def configure(self, draft: DraftConfig) -> None:
+        """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
+        self._stop_running()
+        resolved = replace(draft, mode=resolve_mode(draft, self.drafter))
+        self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size)
+        self._draft = draft
+
+    def describe(self) -> dict[str, Any]:
+        """Models, devices, weight formats and drafting settings, ready for JSON."""
+        draft = self._drafting.config
+        lanes = {"attention_window": draft.attention_lanes, "mlp_window": draft.mlp_lanes}
+        rule = {name: getattr(draft, name) for name in ("mode", "check", "threshold", "window")}
+        ends = {name: getattr(draft, name) for name in ("keep_first", "keep_last", "calibrate")}
+        return self.labels | rule | lanes | ends
+
+    def reset(self) -> None:
+        """Forget all cached tokens."""
+        self._stop_running()
+        self.target.rewind(0)
+        self.drafter.rewind(0)
+
+    def encode(self, prompt: Prompt, chat: bool = True) -> list[int]:
+        """Token ids of a prompt: a text, chat messages, or ids (returned as they are).
+
+        Args:
+            prompt: text, [{"role": …, "content": …}, …] or ids.
+            chat: put text into the model's chat template as one user message; False: the text as it stands.
+
+        Raises:
+            ValueError: for an empty prompt, or where the tokenizer has no chat template.
+        """
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise ValueError("prompt = '': must not be empty")
+            if not chat:
+                return list(self.tokenizer(prompt)["input_ids"])
+            prompt = [{"role": "user", "content": prompt}]
+        prompt = list(prompt)
+        if not prompt:
+            raise ValueError("prompt = []: must not be empty")
+        if isinstance(prompt[0], int):
+            return self._check_ids(prompt)
+        if not self.tokenizer.chat_template:
+            name = self.labels.get("target", "the target")
+            raise ValueError(f"{name} has no chat template: encode(text, chat=False), or --no-chat")
+        ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        return list(ids)
+
+    def stream(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Stream:
+        """Decode; iterate the result for a `TokenEvent` per confirmed token.
+
+        Args:
+            prompt: text or messages (put into the chat template), or ids.
+            config: decoding settings.
+            method: "speculative", or "target" / "drafter" for plain decoding of one model.
+
+        Raises:
+            ValueError: for an unknown method, an empty prompt, or one that leaves no room in the context.
+        """
+        if method not in METHODS:
+            raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
+        config = config or DecodeConfig()
+        ids = self.encode(prompt)
+        model = self.drafter if method == "drafter" else self.target
+        if len(ids) >= model.context_length:
+            raise ValueError(
+                f"prompt of {len(ids)} tokens: must be shorter than the context of {model.context_length} tokens"
+            )
+        if config.eos_ids is None:
+            config = replace(config, eos_ids=self.eos_ids)
+        self._stop_running()
+        stats = DecodeStats(method=method, mode=self.mode if method == "speculative" else "exact")
+        if method == "speculative":
+            events = speculative(Verifier(self.target), self._drafting, ids, config, stats)
+        else:
+            events = autoregressive(Verifier(model), ids, config, stats)
+        self._running = Stream(events, stats, self.tokenizer)
+        return self._running
+
+    def generate(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Generation:
+        """Decode to the end. Arguments and errors as for `stream`."""
+        stream = self.stream(prompt, config, method)
+        for _ in stream:
+            pass
+        return Generation(stream.ids, stream.text, stream.stats)
+
+    def _check_ids(self, ids: list[int]) -> list[int]:
+        for token in ids:
+            if not 0 <= token < self.target.vocab_size:
+                raise ValueError(f"prompt has id {token}: must be at least 0 and below {self.target.vocab_size}")
+        return ids
+
+    def _stop_running(self) -> None:
+        """Two generations cannot share the caches: a new one ends the one before."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def load_pair(
+    target: str,
+    drafter: str = "self",
+    device: str | None = None,
+    target_device: str | None = None,
+    draft_device: str | None = None,
+    target_precision: str = "auto",
+    draft_precision: str = "auto",
+    draft: DraftConfig | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> SpeculativePair:
+    """Load a target and a drafter.
+
+    Args:
+        target: catalog key, hub id or local folder.
+        drafter: the same, or "self" for the target's own weights (in the drafter's weight format).
+        device: for both models; None: cuda if there, else cpu. target_device and draft_device override it.
+        target_precision, draft_precision: auto, float32, float64, bfloat16, float16; on CPU packed, int8; on CUDA nf4.
+        draft: drafting settings.
+        on_progress: called with a line of text at each stage.
+
+    Raises:
+        ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that is not there.
+    """
+    built = build_pair(
+        target,
+        drafter,
+        target_device or device,
+        draft_device or device,
+        target_precision,
+        draft_precision,
+        on_progress or (lambda line: None),
+    )
+    return SpeculativePair(built.target, built.drafter, built.tokenizer, built.eos_ids, draft, built.labels)
