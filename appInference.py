@@ -1,0 +1,34 @@
+"""Talk to a pair of models in the terminal, or answer one prompt and leave.
+
+    python appInference.py                                          # the embedded model, drafting for itself
+    python appInference.py --target_model qwen-8b --drafter_model qwen-0.6b --device_drafter cuda:1
+    python appInference.py --prompt "Why is the sky blue?" --json   # one JSON object: text, ids, stats, config
+
+At the prompt, /help lists the commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pdevis import load_pair
+from pdevis.chat import add_chat_flags, run_chat
+from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    add_chat_flags(parser)
+    add_model_flags(parser, target_device="--device_target", draft_device="--device_drafter")
+    add_draft_flags(parser)
+    add_decode_flags(parser, length="--length", max_new_tokens=256)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run_chat, build_parser().parse_args(argv), load_pair)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
