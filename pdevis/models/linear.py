@@ -79,7 +79,7 @@ class Int8Linear:
         self.apply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        scale = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_min_(1e-30)  # [T, 1]
+        scale = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)  # [T, 1]; a row of zeros has 0 and gives 0
         y = self.apply(x / scale, self.step, self.zero, self.packed).mul_(scale)
         return y if self.bias is None else y.add_(self.bias)
 

@@ -70,6 +70,7 @@ class DecoderStack:
         self.tokens: list[int] = []
         self._length = 0
         self._cache: list[Tensor] = []
+        self._halves: list[tuple[Tensor, ...]] = []
         self._turns = torch.empty(0)
         self._scale = weights.head_dim**-0.5
 
@@ -116,11 +117,9 @@ class DecoderStack:
         if parts.qk_norm is not None:
             turned = w.heads + w.kv_heads
             qkv[:, :turned] = parts.qk_norm(qkv[:, :turned])
-        qkv = self._turn(qkv, step.turn)
-        cache = self._cache[layer]
-        cache[step.start : step.end] = qkv[:, w.heads :]
-        keys = cache[: step.end, : w.kv_heads].transpose(0, 1)[None]  # [1, K, S, D]
-        values = cache[: step.end, w.kv_heads :].transpose(0, 1)[None]
+        qkv = _turn(qkv, step.turn)
+        self._cache[layer][step.start : step.end] = qkv[:, w.heads :]
+        keys, values = (half.narrow(2, 0, step.end) for half in self._halves[layer])  # [1, K, S, D]
         if tokens == 1:
             queries = qkv[:, : w.heads].view(1, w.kv_heads, groups, w.head_dim)
             mixed = F.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
@@ -165,11 +164,6 @@ class DecoderStack:
 
     # ---- memory ----
 
-    def _turn(self, qkv: Tensor, turn: Tensor) -> Tensor:
-        wide = qkv if qkv.dtype in (torch.float32, torch.float64) else qkv.float()
-        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turn
-        return torch.view_as_real(turned).flatten(-2).to(qkv.dtype)
-
     @torch.inference_mode(False)  # so that the cache may be written in and out of inference mode
     def _reserve(self, tokens: int) -> None:
         """Make room for `tokens` tokens: cache rows and rotary factors."""
@@ -188,3 +182,14 @@ class DecoderStack:
                 rows[: self._length] = self._cache[layer][: self._length]
             grown.append(rows)
         self._cache = grown
+        # [1, K, capacity, D] views of keys and values, made once: each view costs as much as a small product
+        self._halves = [tuple(half.transpose(0, 1)[None] for half in rows.chunk(2, dim=1)) for rows in grown]
+
+
+def _turn(qkv: Tensor, turn: Tensor) -> Tensor:
+    """The rotary embedding of qkv [T, N + 2K, D]; in place where the dtype has a complex partner."""
+    if qkv.dtype in (torch.float32, torch.float64):
+        torch.view_as_complex(qkv.view(*turn.shape, 2)).mul_(turn)
+        return qkv
+    turned = torch.view_as_complex(qkv.float().view(*turn.shape, 2)) * turn
+    return torch.view_as_real(turned).view_as(qkv).to(qkv.dtype)

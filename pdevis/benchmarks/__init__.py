@@ -1,0 +1,1 @@
+"""Measuring decoders: quality on benchmarks, and speed against each other."""

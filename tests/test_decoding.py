@@ -1,0 +1,225 @@
+"""The decode loops: scripted drafters with known acceptance, statistics, limits, and generations that are abandoned."""
+
+import pytest
+import torch
+
+from pdevis.decoding.autoregressive import autoregressive
+from pdevis.decoding.speculative import speculative
+from pdevis.decoding.verifier import Verifier
+from pdevis.drafting.drafter import Drafter
+from pdevis.models.hf import HFCausalLM
+from pdevis.models.stack import DecoderStack
+from pdevis.models.weights import read_weights
+from pdevis.records import DecodeConfig, DecodeStats, Draft, DraftConfig
+
+PROMPT = [3, 14, 15, 92, 65]
+NEW = 24
+GREEDY = DecodeConfig(max_new_tokens=NEW, gamma=4, eos_ids=())
+RULES = [
+    DraftConfig(mode="exact"),
+    DraftConfig(mode="skip", check="inline", threshold=0.5),
+    DraftConfig(mode="skip", check="inline", threshold=0.5, calibrate=False),
+    DraftConfig(mode="parallel", threshold=0.0),
+]
+
+
+def rule_name(rule: DraftConfig) -> str:
+    return f"{rule.mode}-{rule.check}" + ("" if rule.calibrate else "-uncalibrated")
+
+
+def stack_of(model) -> DecoderStack:
+    return DecoderStack(read_weights(model, "float64", torch.device("cpu")))
+
+
+@pytest.fixture
+def target(tiny_model):
+    return stack_of(tiny_model("llama"))
+
+
+def plain(target, prompt=PROMPT, config=GREEDY) -> list[int]:
+    return [event.id for event in autoregressive(Verifier(target), prompt, config, DecodeStats())]
+
+
+class ScriptedDrafter:
+    """Knows the target's answer and proposes it, but for the places that its pattern marks as wrong."""
+
+    def __init__(self, target: DecoderStack, truth: list[int], pattern: list[bool], prompt: int = len(PROMPT)) -> None:
+        self.model = target
+        self.truth, self.pattern, self.prompt = truth, pattern, prompt
+        self.settled: list[int] = []
+
+    def start(self, prompt, reuse) -> None:
+        pass
+
+    def draft(self, confirmed, gamma, sampler) -> Draft:
+        place = len(confirmed) - self.prompt
+        right = [self.pattern[i % len(self.pattern)] for i in range(gamma)]
+        ids = [t if ok else (t + 1) % 250 for t, ok in zip(self.truth[place : place + gamma], right, strict=True)]
+        return Draft(ids, None, 0.0, 2 * gamma, gamma)
+
+    def settle(self, confirmed) -> None:
+        self.settled.append(len(confirmed))
+
+    finish = settle
+
+
+@pytest.mark.parametrize(
+    ("pattern", "lengths"),
+    [
+        ([True], [5, 5, 5, 5, 4]),
+        ([False], [1] * NEW),
+        ([True, True, False, True], [3] * 8),
+        ([True, False], [2] * 12),
+    ],
+    ids=["always", "never", "two of four", "one"],
+)
+def test_scripted_acceptance(target, pattern, lengths):
+    truth = plain(target)
+    stats = DecodeStats()
+    drafter = ScriptedDrafter(target, truth, pattern)
+    events = list(speculative(Verifier(target), drafter, PROMPT, GREEDY, stats))
+    assert [event.id for event in events] == truth
+    assert stats.accept_lengths == lengths
+    assert stats.rounds == len(lengths)
+    assert stats.accepted == NEW - len(lengths)
+    assert [event.source for event in events].count("target") == len(lengths)
+    assert [event.round for event in events] == [i for i, n in enumerate(lengths) for _ in range(n)]
+
+
+def test_statistics_add_up(target, tiny_model):
+    stats = DecodeStats()
+    drafter = Drafter(stack_of(tiny_model("llama", seed=5)), DraftConfig(mode="parallel", threshold=-2.0), 264)
+    list(speculative(Verifier(target), drafter, PROMPT, GREEDY, stats))
+    assert stats.prompt_tokens == len(PROMPT)
+    assert stats.new_tokens == sum(stats.accept_lengths) == NEW
+    assert stats.accepted + stats.rounds == NEW
+    assert stats.drafted == stats.draft_steps
+    assert stats.total_seconds >= stats.prefill_seconds + stats.draft_seconds + stats.verify_seconds
+    assert stats.tokens_per_second == pytest.approx(NEW / (stats.total_seconds - stats.prefill_seconds))
+    # Four layers, the first two and the last alone: nothing can be paired.
+    assert stats.mean_skip == 0
+    assert stats.serial_depth == 8
+
+
+def test_consumers_time_is_not_decoding_time(target):
+    import time
+
+    stats = DecodeStats()
+    for _ in autoregressive(Verifier(target), PROMPT, GREEDY, stats):
+        time.sleep(0.02)
+    assert stats.total_seconds < NEW * 0.02
+
+
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+def test_a_full_draft_that_is_accepted_costs_no_extra_drafter_forward(target, rule, monkeypatch):
+    """γ drafter forwards a round, whatever was accepted before."""
+    calls = []
+    drafter = Drafter(DecoderStack(target.weights), rule, 264)
+    begin = drafter.model.begin
+    monkeypatch.setattr(drafter.model, "begin", lambda tokens: calls.append(tokens) or begin(tokens))
+    stats = DecodeStats()
+    list(speculative(Verifier(target), drafter, PROMPT, GREEDY, stats))
+    assert len(calls) == stats.drafted + 1  # and the prompt
+    del calls[0]
+    if rule.mode == "exact":
+        assert stats.acceptance_rate == 1
+        assert max(calls) == 2  # the last draft token and the bonus token, in one forward
+
+
+def test_context_ends_the_text(tiny_model):
+    target = stack_of(tiny_model("llama", max_position_embeddings=16))
+    truth = plain(target, config=DecodeConfig(max_new_tokens=11, eos_ids=()))
+    stats = DecodeStats()
+    drafter = Drafter(DecoderStack(target.weights), DraftConfig(mode="exact"), 264)
+    config = DecodeConfig(max_new_tokens=50, gamma=4, eos_ids=())
+    events = list(speculative(Verifier(target), drafter, PROMPT, config, stats))
+    assert [event.id for event in events] == truth
+    assert len(PROMPT) + len(events) == 16
+    assert stats.stop_reason == "context"
+
+
+def test_a_drafter_with_a_shorter_context_stops_helping(target, tiny_model):
+    small = stack_of(tiny_model("llama", max_position_embeddings=16))
+    for length in (len(PROMPT), 20):
+        prompt = (PROMPT * 4)[:length]
+        stats = DecodeStats()
+        drafter = Drafter(small, DraftConfig(mode="exact"), 264)
+        events = list(speculative(Verifier(target), drafter, prompt, GREEDY, stats))
+        assert [event.id for event in events] == plain(target, prompt)
+        assert stats.drafted < NEW
+
+
+@pytest.mark.parametrize(("target_vocab", "draft_vocab"), [(264, 300), (300, 264), (264, 20)])
+def test_padded_vocabularies(tiny_model, target_vocab, draft_vocab):
+    """Ids beyond the target's vocabulary are never proposed; a target may write ids that the drafter lacks."""
+    target = stack_of(tiny_model("llama", vocab_size=target_vocab))
+    small = stack_of(tiny_model("qwen2", seed=2, vocab_size=draft_vocab))
+    drafter = Drafter(small, DraftConfig(mode="exact"), target_vocab)
+    for temperature in (0.0, 1.0):
+        config = DecodeConfig(max_new_tokens=NEW, gamma=3, temperature=temperature, seed=1, eos_ids=())
+        events = list(speculative(Verifier(target), drafter, PROMPT, config, DecodeStats()))
+        assert all(event.id < target_vocab for event in events)
+        if temperature == 0:
+            assert [event.id for event in events] == plain(target)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("taken", [0, 1, 2, 7])
+def test_an_abandoned_generation_leaves_the_pair_right(target, tiny_model, rule, taken):
+    drafter = Drafter(stack_of(tiny_model("llama", seed=1)), rule, 264)
+    verifier = Verifier(target)
+    other = [9, 9, 200, 31]
+    events = speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats())
+    confirmed = PROMPT + [next(events).id for _ in range(taken)]
+    events.close()
+    assert target.length <= len(confirmed) + GREEDY.gamma
+    found = [event.id for event in speculative(verifier, drafter, other, GREEDY, DecodeStats())]
+    assert found == plain(stack_of(tiny_model("llama")), other)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3_next"])
+@pytest.mark.parametrize("fails", [1, 3, 5])
+def test_a_failure_in_mid_draft_leaves_the_pair_right(tiny_model, arch, fails, monkeypatch):
+    """Ctrl-C inside the drafter's or the target's forward."""
+    model = tiny_model(arch)
+    target = stack_of(model) if arch == "llama" else HFCausalLM(model, "float64")
+    draft_model = stack_of(tiny_model("llama", seed=1))
+    drafter = Drafter(draft_model, DraftConfig(mode="skip", check="inline", threshold=0.5), 264)
+    verifier = Verifier(target)
+    truth = plain(target)
+    for victim in (draft_model, target):
+        calls = iter(range(100))
+        name = "attention" if victim is draft_model else "forward"
+        original = getattr(victim, name)
+
+        def fail(*args, calls=calls, original=original):
+            if next(calls) == fails:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        monkeypatch.setattr(victim, name, fail)
+        with pytest.raises(KeyboardInterrupt):
+            list(speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats()))
+        monkeypatch.undo()
+        assert [event.id for event in speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats())] == truth
+
+
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+@pytest.mark.parametrize("arch", ["llama", "qwen3_next"])
+def test_a_shared_prefix_is_reused_and_changes_nothing(tiny_model, rule, arch, monkeypatch):
+    model = tiny_model(arch)
+    target = stack_of(model) if arch == "llama" else HFCausalLM(model, "float64")
+    draft_model = stack_of(tiny_model("llama", seed=1))
+    drafter, verifier = Drafter(draft_model, rule, 264), Verifier(target)
+    config = DecodeConfig(max_new_tokens=10, gamma=3, eos_ids=(), reuse_prefix=True)
+    first = [event.id for event in speculative(verifier, drafter, PROMPT, config, DecodeStats())]
+    prefilled = []
+    monkeypatch.setattr(target, "prefill", lambda ids, run=target.prefill: prefilled.append(len(ids)) or run(ids))
+    prompt = [*PROMPT, *first, 8, 8]
+    found = [event.id for event in speculative(verifier, drafter, prompt, config, DecodeStats())]
+    fresh = stack_of(tiny_model(arch)) if arch == "llama" else HFCausalLM(tiny_model(arch), "float64")
+    assert found == plain(fresh, prompt, DecodeConfig(max_new_tokens=10, eos_ids=()))
+    assert sum(prefilled) <= 3, "the conversation so far was computed again"
+    elsewhere = [1, 2, *prompt]
+    found = [event.id for event in speculative(verifier, drafter, elsewhere, config, DecodeStats())]
+    assert found == plain(fresh, elsewhere, DecodeConfig(max_new_tokens=10, eos_ids=()))

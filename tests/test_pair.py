@@ -1,0 +1,183 @@
+"""The public API: loading a pair, prompts, streams of text, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from pdevis import DecodeConfig, DraftConfig, SpeculativePair, load_pair
+from pdevis.models.hf import HFCausalLM
+from pdevis.models.stack import DecoderStack
+from pdevis.text import TextStream
+
+TEN = DecodeConfig(max_new_tokens=10, eos_ids=())
+EXACT = {"target_precision": "float64", "draft_precision": "float64"}
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folder) -> SpeculativePair:
+    target, drafter = tiny_folder("llama"), tiny_folder("qwen2", seed=1)
+    return load_pair(str(target), str(drafter), device="cpu", **EXACT)
+
+
+@pytest.mark.parametrize("method", ["speculative", "target", "drafter"])
+def test_generate_and_stream_agree(pair, method):
+    made = pair.generate("Why?", TEN, method)
+    stream = pair.stream("Why?", TEN, method)
+    events = list(stream)
+    assert [event.id for event in events] == made.ids == stream.ids
+    assert len(made.ids) == 10
+    assert "".join(event.text for event in events) == made.text == stream.text
+    assert made.stats.method == method
+
+
+def test_speculative_text_is_the_targets(pair):
+    assert pair.generate("Why?", TEN).ids == pair.generate("Why?", TEN, "target").ids
+    assert pair.generate("Why?", TEN, "drafter").ids != pair.generate("Why?", TEN, "target").ids
+
+
+def test_prompts_as_text_messages_and_ids(pair):
+    messages = [{"role": "user", "content": "Why?"}]
+    ids = pair.encode("Why?")
+    assert ids == pair.encode(messages) == pair.encode(ids)
+    assert pair.encode("Why?", chat=False) == [int(i) for i in pair.tokenizer("Why?")["input_ids"]]
+    assert len(ids) > len(pair.encode("Why?", chat=False))
+    assert pair.generate(messages, TEN).ids == pair.generate(ids, TEN).ids
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("", ["empty"]), ("  \n", ["empty"]), ([], ["empty"]), ([5, 999999], ["999999", "264"]), ([-1], ["-1"])],
+)
+def test_wrong_prompts(pair, prompt, words):
+    with pytest.raises(ValueError) as caught:
+        pair.generate(prompt, TEN)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_prompt_longer_than_the_context(pair):
+    with pytest.raises(ValueError, match=r"600 tokens.*512"):
+        pair.generate([1] * 600, TEN)
+    with pytest.raises(ValueError, match=r"512 tokens.*512"):
+        pair.generate([1] * 512, TEN)
+    assert pair.generate([1] * 511, TEN).stats.stop_reason == "context"
+
+
+def test_unknown_method(pair):
+    with pytest.raises(ValueError, match=r"'fast'.*speculative"):
+        pair.generate("Why?", TEN, method="fast")
+
+
+def test_eos_comes_from_the_generation_config(pair, tiny_folder):
+    assert pair.eos_ids
+    truth = pair.generate("Why?", TEN).ids
+    pair.eos_ids, before = (truth[3],), pair.eos_ids
+    made = pair.generate("Why?", DecodeConfig(max_new_tokens=10))
+    pair.eos_ids = before
+    assert made.ids == truth[: truth.index(truth[3]) + 1]
+    assert made.stats.stop_reason == "eos"
+
+
+def test_a_new_generation_ends_the_one_before(pair):
+    first = pair.stream("Why?", TEN)
+    next(first)
+    assert pair.generate("What?", TEN).ids == pair.generate("What?", TEN, "target").ids
+    assert list(first) == []
+
+
+def test_an_abandoned_stream(pair):
+    truth = pair.generate("Why?", TEN).ids
+    stream = pair.stream("Why?", TEN)
+    next(stream)
+    stream.close()
+    del stream
+    assert pair.generate("Why?", TEN).ids == truth
+
+
+def test_configure_changes_the_rule_and_not_the_text(pair):
+    truth = pair.generate("Why?", TEN).ids
+    assert pair.mode == "exact"
+    pair.configure(DraftConfig(mode="skip", threshold=-1.1, keep_first=1))
+    made = pair.generate("Why?", TEN)
+    assert (pair.mode, made.stats.mode) == ("skip", "skip")
+    assert made.stats.mean_skip > 0
+    assert made.ids == truth
+    pair.configure(DraftConfig())
+
+
+def test_describe_is_json(pair):
+    described = json.loads(json.dumps(pair.describe()))
+    assert described["mode"] == "exact"
+    assert described["target_precision"] == "float64"
+    assert described["target_device"] == "cpu"
+
+
+def test_sampling_repeats_with_a_seed(pair):
+    hot = DecodeConfig(max_new_tokens=20, temperature=1.5, seed=4, eos_ids=())
+    assert pair.generate("Why?", hot).ids == pair.generate("Why?", hot).ids
+
+
+def test_self_shares_the_weights_where_the_formats_are_the_same(tiny_folder):
+    folder = str(tiny_folder("qwen3"))
+    same = load_pair(folder, device="cpu", **EXACT)
+    assert same.drafter.weights is same.target.weights
+    assert same.generate("Why?", TEN).stats.acceptance_rate == 1
+    other = load_pair(folder, device="cpu", target_precision="float32", draft_precision="float64")
+    assert (other.target.weights.dtype, other.drafter.weights.dtype) == (torch.float32, torch.float64)
+    assert other.generate("Why?", TEN).ids == other.generate("Why?", TEN, "target").ids
+
+
+@pytest.mark.parametrize("arch", ["qwen3_moe", "qwen3_next"])
+def test_other_families_run_through_transformers(tiny_folder, arch):
+    pair = load_pair(str(tiny_folder(arch)), str(tiny_folder("qwen3")), device="cpu")
+    assert isinstance(pair.target, HFCausalLM)
+    assert isinstance(pair.drafter, DecoderStack)
+    assert pair.describe()["target_precision"] == "float32"
+    assert pair.generate("Why?", TEN).ids == pair.generate("Why?", TEN, "target").ids
+    own = load_pair(str(tiny_folder(arch)), device="cpu")
+    assert own.generate("Why?", TEN).stats.acceptance_rate > 0.5
+
+
+def test_modes_need_a_drafter_with_sublayers(tiny_folder):
+    with pytest.raises(ValueError, match=r"'skip'.*llama, qwen2, qwen3"):
+        load_pair(
+            str(tiny_folder("qwen3")), str(tiny_folder("qwen3_moe")), device="cpu", draft=DraftConfig(mode="skip")
+        )
+
+
+def test_formats_that_an_architecture_does_not_have(tiny_folder):
+    with pytest.raises(ValueError, match=r"target_precision = 'int8'.*qwen3_moe"):
+        load_pair(str(tiny_folder("qwen3_moe")), str(tiny_folder("qwen3")), device="cpu", target_precision="int8")
+
+
+def test_tokenizers_that_differ_are_refused(tiny_folder, tiny_tokenizer, tmp_path):
+    tiny_tokenizer(special=("<a>", "<b>", "<c>")).save_pretrained(tmp_path)
+    for file in tiny_folder("qwen2").iterdir():
+        if not (tmp_path / file.name).exists():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match=r"different tokenizers.*<a>"):
+        load_pair(str(tiny_folder("llama")), str(tmp_path), device="cpu")
+
+
+def test_no_chat_template_says_what_to_do(tiny_folder, tiny_tokenizer, tmp_path):
+    for file in tiny_folder("llama").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    tiny_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    pair = load_pair(str(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match="chat=False"):
+        pair.encode("Why?")
+    assert pair.encode("Why?", chat=False)
+
+
+def test_text_streams_do_not_break_characters(tiny_tokenizer):
+    tokenizer = tiny_tokenizer()
+    text = "naïve 你好 🙂 done"
+    ids = tokenizer(text)["input_ids"]
+    stream = TextStream(tokenizer)
+    pieces = [stream.add(token, last=i == len(ids) - 1) for i, token in enumerate(ids)]
+    assert "".join(pieces) == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    cut = TextStream(tokenizer)
+    pieces = [cut.add(token, last=i == 7) for i, token in enumerate(ids[:8])]
+    assert "".join(pieces) == tokenizer.decode(ids[:8])
