@@ -22,7 +22,6 @@ from pdevis.records import DecodeConfig, DecodeStats, DraftConfig
 
 WARM_UP_TOKENS = 8
 RESAMPLES = 2000
-NO_TOKEN = -1  # as EOS: never ends a text, as for our decoders; `None` would mean the model's own
 # Varied on purpose: prose, lists, code, arithmetic, translation, facts, dialogue, formats, a long context, a story.
 PROMPTS = (
     "Why is the sky blue? Explain it to a ten-year-old in a few sentences.",
@@ -88,7 +87,7 @@ def transformers_generate(model: Any) -> Contestant:
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=length,
                 do_sample=False,
-                eos_token_id=NO_TOKEN,
+                eos_token_id=None,  # as for our decoders, EOS does not end the text
                 pad_token_id=0,
             )
         return out[0, len(ids) :].tolist(), None

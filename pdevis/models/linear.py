@@ -4,7 +4,7 @@ A format turns a weight [N, K] and an optional bias [N] into a callable x [T, K]
 the same bits for a row whether it comes alone or among others wherever their kernels allow it (int8 always), so that
 verifying k tokens at once sees the plain decoder's numbers.
 
-    python -m evaluation.kernels        (times the formats against each other on this machine)
+    python evaluation/formats/evaluate_formats.py        (how close each format is to float32, and how fast)
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ FORMATS: dict[str, Callable[[Tensor, Tensor | None], Linear]] = {
     "int8": Int8Linear,
     "nf4": Nf4Linear,
 }
+ROTATED = ("int8",)  # formats that want the residual stream rotated (rotation.py)
 
 
 def has_packed() -> bool:

@@ -1,21 +1,23 @@
 """The weights of a `DecoderStack`, taken from a transformers model: fused, permuted and put into a weight format.
 
-Two changes of layout, both exact: q, k and v become one product, gate and up become one; and the rows of q and k are
-reordered so that the two halves that a rotary embedding turns lie side by side, which makes it one complex product.
+Three changes, all exact: q, k and v become one product, gate and up become one; the rows of q and k are reordered so
+that the two halves that a rotary embedding turns lie side by side, which makes it one complex product; and for formats
+with 8-bit activations the residual stream is rotated (rotation.py).
 
 Shapes: H = hidden size, N = query heads, K = key/value heads, D = head size, I = MLP size, V = vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdevis.models.linear import FORMATS, Linear, storage_dtype
+from pdevis.models.linear import FORMATS, ROTATED, Linear, storage_dtype
+from pdevis.models.rotation import Rotation
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not change with the length
@@ -90,7 +92,9 @@ def unsupported(config: Any) -> str | None:
     return None
 
 
-def read_weights(model: Any, precision: str, device: torch.device, consume: bool = False) -> StackWeights:
+def read_weights(
+    model: Any, precision: str, device: torch.device, consume: bool = False, rotate: bool | None = None
+) -> StackWeights:
     """Build the weights of a stack from a transformers model of a supported family.
 
     Args:
@@ -98,6 +102,7 @@ def read_weights(model: Any, precision: str, device: torch.device, consume: bool
         precision: a resolved weight format (`resolve_precision`).
         device: where the weights are to live.
         consume: free each layer of `model` once it is read, so that two copies never stand in memory.
+        rotate: rotate the residual stream (rotation.py); None: where the format wants it.
 
     Raises:
         ValueError: where the architecture is not one that a stack computes exactly.
@@ -114,11 +119,26 @@ def read_weights(model: Any, precision: str, device: torch.device, consume: bool
     def place(tensor: Tensor) -> Tensor:
         return tensor.detach().to(device, dtype)
 
-    def linear(*modules: torch.nn.Linear, reorder: Callable[[Tensor], Tensor] = lambda rows: rows) -> Linear:
-        weight = reorder(torch.cat([place(module.weight) for module in modules]))
-        has_bias = [module.bias is not None for module in modules]
-        assert len(set(has_bias)) == 1 or has_bias == [True, True, True], "fused projections share their biases"
-        bias = reorder(torch.cat([place(module.bias) for module in modules])) if has_bias[0] else None
+    rotate = precision in ROTATED if rotate is None else rotate
+    rotation = Rotation(config.hidden_size) if rotate else None
+
+    def fused(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | None]:
+        biases = [place(module.bias) for module in modules if module.bias is not None]
+        assert len(biases) in (0, len(modules)), "fused projections share whether they have a bias"
+        return torch.cat([place(module.weight) for module in modules]), torch.cat(biases) if biases else None
+
+    def reads(norm_weight: Tensor, *modules: torch.nn.Linear, reorder: Callable[[Tensor], Tensor] = _as_is) -> Linear:
+        """A product on the normed residual stream."""
+        weight, bias = fused(modules)
+        if rotation:
+            weight = rotation.of_rows(weight * place(norm_weight))
+        return FORMATS[precision](reorder(weight), None if bias is None else reorder(bias))
+
+    def writes(module: torch.nn.Linear) -> Linear:
+        """A product whose result is added to the residual stream."""
+        weight, bias = fused([module])
+        if rotation:
+            weight, bias = rotation.of_columns(weight), None if bias is None else rotation.of_rows(bias)
         return FORMATS[precision](weight, bias)
 
     def pair_halves(rows: Tensor) -> Tensor:  # [(N + 2K) D, …]: q and k from (half, half) to (pair, pair, …)
@@ -127,24 +147,26 @@ def read_weights(model: Any, precision: str, device: torch.device, consume: bool
         return torch.cat([qk, rows[turned:]])
 
     def norm(weight: Tensor) -> Norm:
-        return Norm(place(weight), eps)
+        return Norm(torch.ones_like(place(weight)) if rotation else place(weight), eps)
 
     def qk_norm(attention: Any) -> Norm | None:
         if not hasattr(attention, "q_norm"):
             return None
         q, k = (place(part.weight).unflatten(0, (2, -1)).t().flatten() for part in (attention.q_norm, attention.k_norm))
-        return norm(torch.cat([q.expand(heads, -1), k.expand(kv_heads, -1)]))
+        return Norm(torch.cat([q.expand(heads, -1), k.expand(kv_heads, -1)]), eps)
 
     def read_layer(layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         return Layer(
             attention_norm=norm(layer.input_layernorm.weight),
-            qkv=linear(attention.q_proj, attention.k_proj, attention.v_proj, reorder=pair_halves),
+            qkv=reads(
+                layer.input_layernorm.weight, attention.q_proj, attention.k_proj, attention.v_proj, reorder=pair_halves
+            ),
             qk_norm=qk_norm(attention),
-            output=linear(attention.o_proj),
+            output=writes(attention.o_proj),
             mlp_norm=norm(layer.post_attention_layernorm.weight),
-            gate_up=linear(mlp.gate_proj, mlp.up_proj),
-            down=linear(mlp.down_proj),
+            gate_up=reads(layer.post_attention_layernorm.weight, mlp.gate_proj, mlp.up_proj),
+            down=writes(mlp.down_proj),
         )
 
     layers = []
@@ -153,15 +175,16 @@ def read_weights(model: Any, precision: str, device: torch.device, consume: bool
         if consume:
             layer.to("meta")
     rotary = model.model.rotary_emb
+    embedding = place(model.model.embed_tokens.weight)
     return StackWeights(
         family=config.model_type,
         precision=precision,
         device=device,
         dtype=dtype,
         layers=layers,
-        embedding=place(model.model.embed_tokens.weight),
+        embedding=rotation.of_rows(embedding) if rotation else embedding,
         final_norm=norm(model.model.norm.weight),
-        head=linear(model.lm_head),
+        head=reads(model.model.norm.weight, model.lm_head),
         frequencies=rotary.inv_freq.detach().to(device, torch.float32),
         rope_scale=float(rotary.attention_scaling),
         heads=heads,
@@ -170,3 +193,7 @@ def read_weights(model: Any, precision: str, device: torch.device, consume: bool
         vocab_size=config.vocab_size,
         context_length=config.max_position_embeddings,
     )
+
+
+def _as_is(rows: Tensor) -> Tensor:
+    return rows
