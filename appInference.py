@@ -11,10 +11,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from pdevis import load_pair
 from pdevis.chat import add_chat_flags, run_chat
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main
+
+if TYPE_CHECKING:
+    from pdevis import SpeculativePair
+
+
+def load_pair(*args: Any, **settings: Any) -> SpeculativePair:
+    """`pdevis.load_pair`, imported when it is called: torch takes seconds, and --help needs none of it."""
+    from pdevis.pair import load_pair
+
+    return load_pair(*args, **settings)
 
 
 def build_parser() -> Parser:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from fake_pair import FakePair
 
-import pdevis
 from pdevis.chat import add_chat_flags, run_chat
 from pdevis.chat.app import history_path
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main
@@ -157,7 +156,8 @@ def test_lines_from_a_pipe(script: Script) -> None:
 
 def test_the_script_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     script = runpy.run_path(str(Path(__file__).parents[1] / "appInference.py"))
-    assert script["load_pair"] is pdevis.load_pair
+    monkeypatch.setattr("pdevis.pair.load_pair", lambda *args, **settings: (args, settings))
+    assert script["load_pair"]("big", draft_device="cpu") == (("big",), {"draft_device": "cpu"})
     monkeypatch.setitem(script["main"].__globals__, "load_pair", Loader(FakePair(["blue"])))
     assert script["main"](["--prompt", "why?", "--device-target", "cpu", "--device_drafter", "cpu"]) == 0
     assert capsys.readouterr().out == "blue\n"

@@ -21,7 +21,7 @@ from pdevis.chat import render
 from pdevis.chat.commands import COMMANDS, LeaveChat, dispatch, settings
 from pdevis.chat.session import ChatSession
 from pdevis.cli import Parser, decode_config, nearest, pair_arguments
-from pdevis.models.embedded import cache_root
+from pdevis.places import cache_root
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

