@@ -220,6 +220,13 @@ def run_main(function: Callable[..., int | None], *args: Any) -> int:
             stdout = sys.stdout.fileno()
             os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
         return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, MemoryError)) and not _out_of_memory(error):
+            raise
+        print(f"error: {one_line(error) or 'out of memory'}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # not imported for this: --help does without
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -9,9 +9,12 @@ Text lives here and above; everything below knows token ids only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
+
+from jinja2 import TemplateError
 
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.speculative import speculative
@@ -107,20 +110,25 @@ class SpeculativePair:
         """
         if isinstance(prompt, str):
             if not prompt.strip():
-                raise ValueError("prompt = '': must not be empty")
+                raise ValueError(f"prompt = {prompt!r}: must not be empty")
             if not chat:
-                return list(self.tokenizer(prompt)["input_ids"])
+                return list(self._tokenize(self.tokenizer, prompt)["input_ids"])
             prompt = [{"role": "user", "content": prompt}]
-        prompt = list(prompt)
-        if not prompt:
+        parts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
+        if not parts:
             raise ValueError("prompt = []: must not be empty")
-        if isinstance(prompt[0], int):
-            return self._check_ids(prompt)
+        if all(isinstance(part, Integral) for part in parts):
+            return [int(part) for part in parts]
+        for part in parts:
+            if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("role", "content")):
+                raise ValueError(
+                    f'prompt has {part!r}: must be a text, messages {{"role": text, "content": text}}, or token ids'
+                )
         if not self.tokenizer.chat_template:
             name = self.labels.get("target", "the target")
             raise ValueError(f"{name} has no chat template: encode(text, chat=False), or --no-chat")
-        ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        return list(ids)
+        template = self.tokenizer.apply_chat_template
+        return list(self._tokenize(template, parts, add_generation_prompt=True, return_dict=False))
 
     def stream(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Stream:
         """Decode; iterate the result for a `TokenEvent` per confirmed token.
@@ -138,6 +146,9 @@ class SpeculativePair:
         config = config or DecodeConfig()
         ids = self.encode(prompt)
         model = self.drafter if method == "drafter" else self.target
+        for token in ids:
+            if not 0 <= token < model.vocab_size:
+                raise ValueError(f"prompt has id {token}: must be at least 0 and below {model.vocab_size}")
         if len(ids) >= model.context_length:
             raise ValueError(
                 f"prompt of {len(ids)} tokens: must be shorter than the context of {model.context_length} tokens"
@@ -160,11 +171,13 @@ class SpeculativePair:
             pass
         return Generation(stream.ids, stream.text, stream.stats)
 
-    def _check_ids(self, ids: list[int]) -> list[int]:
-        for token in ids:
-            if not 0 <= token < self.target.vocab_size:
-                raise ValueError(f"prompt has id {token}: must be at least 0 and below {self.target.vocab_size}")
-        return ids
+    @staticmethod
+    def _tokenize(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a tokenizer; what it does not take (broken text, roles its template refuses) is the user's to know."""
+        try:
+            return function(*args, **options)
+        except (TypeError, ValueError, TemplateError) as error:
+            raise ValueError(f"the tokenizer refuses this prompt: {error}") from error
 
     def _stop_running(self) -> None:
         """Two generations cannot share the caches: a new one ends the one before."""
@@ -204,6 +217,7 @@ def load_pair(
         draft_device or device,
         target_precision,
         draft_precision,
+        draft.mode if draft else "auto",
         on_progress or (lambda line: None),
     )
     return SpeculativePair(built.target, built.drafter, built.tokenizer, built.eos_ids, draft, built.labels)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,13 +97,13 @@ class DecodeConfig:
     """How one generation decodes.
 
     Args:
-        max_new_tokens: limit on the tokens written, EOS included; 0 writes nothing.
+        max_new_tokens: limit on the tokens written, EOS included.
         gamma: γ, draft tokens per round.
         temperature: 0 is greedy (argmax, no random numbers); above 0 both models sample with these settings.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose mass reaches p; 1 keeps all.
-        seed: of this generation's own random generators; None takes a fresh one.
-        eos_ids: ids that end the text; None takes the target's generation config, () never ends before the limit.
+        seed: of this generation's own random generators; None: a fresh one.
+        eos_ids: ids that end the text; None: the target's generation config, (): nothing ends it before the limit.
         reuse_prefix: keep the caches' entries for the part of the prompt that the last generation shares with it.
     """
 
@@ -120,15 +120,17 @@ class DecodeConfig:
         _whole("max_new_tokens", self.max_new_tokens, 0)
         _whole("gamma", self.gamma, 1)
         _number("temperature", self.temperature, least=0)
+        if 0 < self.temperature < 1e-6:  # divided by less, logits overflow
+            raise ValueError(f"temperature = {self.temperature!r}: must be 0 (greedy) or at least 1e-06")
         _whole("top_k", self.top_k, 0)
-        _number("top_p", self.top_p, least=0, most=1)
-        if self.top_p == 0:
-            raise ValueError("top_p = 0: must be above 0 and at most 1")
+        _number("top_p", self.top_p, least=1e-6, most=1)
         if self.seed is not None:
             _whole("seed", self.seed, 0)
-        if self.eos_ids is not None:
-            for token in self.eos_ids:
-                _whole("eos_ids", token, 0)
+            _number("seed", self.seed, most=2**62)
+        if self.eos_ids is not None and not isinstance(self.eos_ids, Iterable):
+            raise ValueError(f"eos_ids = {self.eos_ids!r}: must be a tuple of ids")
+        for token in self.eos_ids or ():
+            _whole("eos_ids", token, 0)
 
     @property
     def greedy(self) -> bool:
@@ -228,9 +230,18 @@ class DecodeStats:
         return asdict(self) | {name: getattr(self, name) for name in rates}
 
 
+def sum_stats(parts: Iterable[DecodeStats]) -> DecodeStats:
+    """Counts and seconds of several generations added up (lists joined): its rates are ratios of sums."""
+    total = DecodeStats()
+    added = [item.name for item in fields(DecodeStats) if item.name not in ("method", "mode", "stop_reason")]
+    for part in parts:
+        total = replace(part, **{name: getattr(total, name) + getattr(part, name) for name in added})
+    return total
+
+
 @dataclass
 class Generation:
-    """A finished generation: `ids` are the new tokens (a final EOS included), `text` is without special tokens."""
+    """A finished generation: `ids` are the new tokens, a final EOS included; `text` is without special tokens."""
 
     ids: list[int]
     text: str

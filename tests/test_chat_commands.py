@@ -11,9 +11,8 @@ from fake_pair import FakePair
 
 from pdevis.chat.app import handle
 from pdevis.chat.commands import COMMANDS
-from pdevis.chat.session import sum_stats
 from pdevis.chat.sweep import MAX_TOKENS, run_sweep
-from pdevis.records import DecodeConfig, DecodeStats
+from pdevis.records import DecodeConfig, DecodeStats, sum_stats
 
 SETTINGS = [
     ("/length 7", "decode", "max_new_tokens", 7),

@@ -125,7 +125,7 @@ def test_device_flags_are_named_by_the_script() -> None:
         (["--window", "0"], ["--window", "0", "at least 1"]),
         (["--mlp-window", "0"], ["--mlp_window", "0", "at least 1"]),
         (["--temperature", "-1"], ["--temperature", "-1.0", "at least 0"]),
-        (["--top_p", "0"], ["--top_p", "0", "above 0"]),
+        (["--top_p", "0"], ["--top_p", "0", "at least 1e-06"]),
         (["--top_k", "-1"], ["--top_k", "-1", "at least 0"]),
         (["--length", "-1"], ["--length", "-1", "at least 0"]),
         (["--seed", "-4"], ["--seed", "-4", "at least 0"]),

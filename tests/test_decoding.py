@@ -1,43 +1,19 @@
-"""The decode loops: scripted drafters with known acceptance, statistics, limits, and generations that are abandoned."""
+"""The decode loops: scripted drafters with known acceptance, statistics and limits."""
 
 import pytest
-import torch
+from decode_helpers import GREEDY, NEW, PROMPT, RULES, plain, rule_name, stack_of
 
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
-from pdevis.models.hf import HFCausalLM
 from pdevis.models.stack import DecoderStack
-from pdevis.models.weights import read_weights
 from pdevis.records import DecodeConfig, DecodeStats, Draft, DraftConfig
-
-PROMPT = [3, 14, 15, 92, 65]
-NEW = 24
-GREEDY = DecodeConfig(max_new_tokens=NEW, gamma=4, eos_ids=())
-RULES = [
-    DraftConfig(mode="exact"),
-    DraftConfig(mode="skip", check="inline", threshold=0.5),
-    DraftConfig(mode="skip", check="inline", threshold=0.5, calibrate=False),
-    DraftConfig(mode="parallel", threshold=0.0),
-]
-
-
-def rule_name(rule: DraftConfig) -> str:
-    return f"{rule.mode}-{rule.check}" + ("" if rule.calibrate else "-uncalibrated")
-
-
-def stack_of(model) -> DecoderStack:
-    return DecoderStack(read_weights(model, "float64", torch.device("cpu")))
 
 
 @pytest.fixture
 def target(tiny_model):
     return stack_of(tiny_model("llama"))
-
-
-def plain(target, prompt=PROMPT, config=GREEDY) -> list[int]:
-    return [event.id for event in autoregressive(Verifier(target), prompt, config, DecodeStats())]
 
 
 class ScriptedDrafter:
@@ -161,65 +137,3 @@ def test_padded_vocabularies(tiny_model, target_vocab, draft_vocab):
         assert all(event.id < target_vocab for event in events)
         if temperature == 0:
             assert [event.id for event in events] == plain(target)
-
-
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
-@pytest.mark.parametrize("taken", [0, 1, 2, 7])
-def test_an_abandoned_generation_leaves_the_pair_right(target, tiny_model, rule, taken):
-    drafter = Drafter(stack_of(tiny_model("llama", seed=1)), rule, 264)
-    verifier = Verifier(target)
-    other = [9, 9, 200, 31]
-    events = speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats())
-    confirmed = PROMPT + [next(events).id for _ in range(taken)]
-    events.close()
-    assert target.length <= len(confirmed) + GREEDY.gamma
-    found = [event.id for event in speculative(verifier, drafter, other, GREEDY, DecodeStats())]
-    assert found == plain(stack_of(tiny_model("llama")), other)
-
-
-@pytest.mark.parametrize("arch", ["llama", "qwen3_next"])
-@pytest.mark.parametrize("fails", [1, 3, 5])
-def test_a_failure_in_mid_draft_leaves_the_pair_right(tiny_model, arch, fails, monkeypatch):
-    """Ctrl-C inside the drafter's or the target's forward."""
-    model = tiny_model(arch)
-    target = stack_of(model) if arch == "llama" else HFCausalLM(model, "float64")
-    draft_model = stack_of(tiny_model("llama", seed=1))
-    drafter = Drafter(draft_model, DraftConfig(mode="skip", check="inline", threshold=0.5), 264)
-    verifier = Verifier(target)
-    truth = plain(target)
-    for victim in (draft_model, target):
-        calls = iter(range(100))
-        name = "attention" if victim is draft_model else "forward"
-        original = getattr(victim, name)
-
-        def fail(*args, calls=calls, original=original):
-            if next(calls) == fails:
-                raise KeyboardInterrupt
-            return original(*args)
-
-        monkeypatch.setattr(victim, name, fail)
-        with pytest.raises(KeyboardInterrupt):
-            list(speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats()))
-        monkeypatch.undo()
-        assert [event.id for event in speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats())] == truth
-
-
-@pytest.mark.parametrize("rule", RULES, ids=rule_name)
-@pytest.mark.parametrize("arch", ["llama", "qwen3_next"])
-def test_a_shared_prefix_is_reused_and_changes_nothing(tiny_model, rule, arch, monkeypatch):
-    model = tiny_model(arch)
-    target = stack_of(model) if arch == "llama" else HFCausalLM(model, "float64")
-    draft_model = stack_of(tiny_model("llama", seed=1))
-    drafter, verifier = Drafter(draft_model, rule, 264), Verifier(target)
-    config = DecodeConfig(max_new_tokens=10, gamma=3, eos_ids=(), reuse_prefix=True)
-    first = [event.id for event in speculative(verifier, drafter, PROMPT, config, DecodeStats())]
-    prefilled = []
-    monkeypatch.setattr(target, "prefill", lambda ids, run=target.prefill: prefilled.append(len(ids)) or run(ids))
-    prompt = [*PROMPT, *first, 8, 8]
-    found = [event.id for event in speculative(verifier, drafter, prompt, config, DecodeStats())]
-    fresh = stack_of(tiny_model(arch)) if arch == "llama" else HFCausalLM(tiny_model(arch), "float64")
-    assert found == plain(fresh, prompt, DecodeConfig(max_new_tokens=10, eos_ids=()))
-    assert sum(prefilled) <= 3, "the conversation so far was computed again"
-    elsewhere = [1, 2, *prompt]
-    found = [event.id for event in speculative(verifier, drafter, elsewhere, config, DecodeStats())]
-    assert found == plain(fresh, elsewhere, DecodeConfig(max_new_tokens=10, eos_ids=()))

@@ -150,6 +150,30 @@ def test_interrupted_forward_leaves_the_model_usable(tiny_model, arch, monkeypat
     assert relative(lm.forward(ids[10:13]), reference(model, ids[:13])[10:]) <= EXACT
 
 
+def test_a_failure_while_the_cache_grows_changes_nothing(tiny_model, monkeypatch):
+    model = tiny_model("llama", max_position_embeddings=2048)
+    ids = ids_of(600)
+    stack = DecoderStack(read_weights(model, "float64", CPU))
+    stack.prefill(ids[:500])
+    monkeypatch.setattr(torch, "zeros", lambda *args, **options: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(torch.OutOfMemoryError):
+        stack.forward(ids[500:600])
+    monkeypatch.undo()
+    assert stack.length == 500
+    assert relative(stack.forward(ids[500:600]), reference(model, ids)[500:]) <= EXACT
+
+
+def test_a_long_history_is_replayed_in_pieces(tiny_model):
+    model = tiny_model("qwen3_next", max_position_embeddings=2048)
+    ids = ids_of(1300)
+    lm = HFCausalLM(model, "float64")
+    lm.prefill(ids)
+    lm.rewind(1290)
+    lm.rewind(1200)
+    assert lm.length == 1200
+    assert relative(lm.forward(ids[1250:1253]), reference(model, torch.cat([ids[:1200], ids[1250:1253]]))[-3:]) <= EXACT
+
+
 def test_two_stacks_share_weights_but_no_cache(tiny_model):
     model = tiny_model("llama")
     weights = read_weights(model, "float64", CPU)
@@ -175,6 +199,7 @@ def test_consume_frees_the_layers(tiny_model):
         ("qwen3_moe", {}, "qwen3_moe"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
         ("llama", {"hidden_act": "gelu"}, "gelu"),
+        ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised already"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, "sliding"),
     ],
 )

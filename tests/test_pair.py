@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,7 +48,18 @@ def test_prompts_as_text_messages_and_ids(pair):
 
 @pytest.mark.parametrize(
     ("prompt", "words"),
-    [("", ["empty"]), ("  \n", ["empty"]), ([], ["empty"]), ([5, 999999], ["999999", "264"]), ([-1], ["-1"])],
+    [
+        ("", ["empty"]),
+        ("  \n", ["empty"]),
+        ([], ["empty"]),
+        ([5, 999999], ["999999", "264"]),
+        ([-1], ["-1"]),
+        (None, ["None", "text"]),
+        (["hello"], ["'hello'", "role"]),
+        ([1, "a"], ["1", "token ids"]),
+        ([{"role": "user"}], ["user", "content"]),
+        ("broken \ud800 text", ["tokenizer refuses"]),
+    ],
 )
 def test_wrong_prompts(pair, prompt, words):
     with pytest.raises(ValueError) as caught:
@@ -61,6 +73,19 @@ def test_a_prompt_longer_than_the_context(pair):
     with pytest.raises(ValueError, match=r"512 tokens.*512"):
         pair.generate([1] * 512, TEN)
     assert pair.generate([1] * 511, TEN).stats.stop_reason == "context"
+
+
+def test_ids_from_numpy(pair):
+    ids = pair.encode("Why?")
+    assert pair.encode(np.array(ids)) == ids
+    assert json.dumps(pair.encode(np.array(ids)))
+
+
+def test_ids_that_only_the_target_knows(tiny_folder):
+    pair = load_pair(str(tiny_folder("llama", vocab_size=300)), str(tiny_folder("qwen2")), device="cpu")
+    assert pair.generate([5, 290], TEN).ids == pair.generate([5, 290], TEN, "target").ids
+    with pytest.raises(ValueError, match=r"290.*264"):
+        pair.generate([5, 290], TEN, "drafter")
 
 
 def test_unknown_method(pair):

@@ -34,6 +34,7 @@ def run(args: Namespace) -> None:
     from rich.table import Table
 
     from pdevis.benchmarks.formats import compare_formats
+    from pdevis.benchmarks.speed import PROMPTS
     from pdevis.models.loading import find_source
 
     formats = args.formats.split(",")
@@ -50,6 +51,8 @@ def run(args: Namespace) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    if args.prompts > len(PROMPTS):
+        raise ValueError(f"--prompts: {args.prompts} must be at most {len(PROMPTS)}, the built-in prompts")
     source = find_source(args.model, say)
     rows = compare_formats(source, formats, args.prompts, args.length, widths, args.repeats, say)
     table = Table("format", "agreement", "KL", *(f"k={k} ms" for k in widths))

@@ -65,11 +65,14 @@ def settings(args: Namespace) -> tuple[list[DraftConfig], list[int]]:
 
 
 def run(args: Namespace) -> int:
+    from pdevis.benchmarks.speed import PROMPTS
     from pdevis.benchmarks.speed_run import run_speed
 
     for flag in ("prompts", "length"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag}: {getattr(args, flag)} must be a whole number of at least 1")
+    if args.prompts > len(PROMPTS):
+        raise ValueError(f"--prompts: {args.prompts} must be at most {len(PROMPTS)}, the built-in prompts")
     return run_speed(args, *settings(args))
 
 

@@ -1,1 +1,1 @@
-"""Measuring decoders: quality on benchmarks, and speed against each other."""
+"""Benchmarks: what is asked and how answers are scored (`tasks`), how runs are done, stored and summarised."""

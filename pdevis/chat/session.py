@@ -6,14 +6,13 @@ the turns. A turn that fails leaves no trace in the memory; one that is stopped 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from pdevis.chat import render
-from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, TokenEvent
+from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, TokenEvent, sum_stats
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -50,16 +49,6 @@ class Turn:
     def kept(self) -> Answer:
         """The answer that the conversation goes on from."""
         return self.answers[0]
-
-
-def sum_stats(parts: Iterable[DecodeStats]) -> DecodeStats:
-    """Counts and seconds of several generations added up, so that its rates are ratios of sums."""
-    total = DecodeStats()
-    added = [item.name for item in fields(DecodeStats) if item.name not in ("method", "mode", "stop_reason")]
-    for part in parts:
-        changes = {name: getattr(total, name) + getattr(part, name) for name in added}
-        total = replace(part, stop_reason=None, **changes)
-    return total
 
 
 class ChatSession:

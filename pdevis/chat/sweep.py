@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pdevis.chat import render
-from pdevis.chat.session import sum_stats
-from pdevis.records import DecodeConfig, DecodeStats
+from pdevis.records import DecodeConfig, DecodeStats, sum_stats
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

@@ -17,11 +17,13 @@ def autoregressive(
     progress = Progress(prompt, config, verifier.model.context_length, stats)
     clock = Clock(stats, verifier.model.device)
     judge = Sampler(config, verifier.model.device, stream=1)
+    started = False
     if progress.done:
         return
     try:
         with clock.phase("prefill"):
             verifier.start(prompt, config.reuse_prefix)
+            started = True
         while not progress.done:
             with clock.phase("verify"):
                 verdict = verifier.verify(progress.confirmed, Draft([]), judge)
@@ -31,4 +33,5 @@ def autoregressive(
             with clock.paused():
                 yield from events
     finally:
-        verifier.settle(progress.confirmed)
+        if started:
+            verifier.finish(progress.confirmed)

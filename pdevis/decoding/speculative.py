@@ -1,7 +1,7 @@
 """Lossless speculative decoding: draft γ tokens, verify them in one target forward, keep what the target agrees with.
 
-The output is the target's own: bit for bit its argmax at temperature 0, in distribution above. Yields a `TokenEvent`
-for each confirmed token (`text` is empty here: decoders know ids only).
+The output is the target's own: its argmax at temperature 0, in distribution above (up to rounding: a forward of several
+tokens may round differently from several forwards of one). Yields a `TokenEvent` without text for each confirmed token.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ def speculative(
     clock = Clock(stats, verifier.model.device, drafter.model.device)
     draws = Sampler(config, drafter.model.device, stream=0)
     judge = Sampler(config, verifier.model.device, stream=1)
-    drafts = len(prompt) < drafter.model.context_length  # a drafter with a shorter context stops helping at its end
+    # A drafter with a shorter context than the target stops helping at its end.
+    sides = (verifier, drafter) if len(prompt) < drafter.model.context_length else (verifier,)
+    started: list[Verifier | Drafter] = []  # only their caches hold this prompt
     if progress.done:
         return
     try:
         with clock.phase("prefill"):
-            verifier.start(prompt, config.reuse_prefix)
-            if drafts:
-                drafter.start(prompt, config.reuse_prefix)
+            for side in sides:
+                side.start(prompt, config.reuse_prefix)
+                started.append(side)
         while not progress.done:
             draft = Draft([])
             gamma = min(config.gamma, progress.room, drafter.model.context_length - len(progress.confirmed))
@@ -47,16 +49,14 @@ def speculative(
             stats.draft_steps += draft.steps
             stats.skipped += draft.skipped
             stats.depth += draft.depth
-            verifier.settle(progress.confirmed)
-            if drafts:
-                drafter.settle(progress.confirmed)
+            for side in started:
+                side.settle(progress.confirmed)
             clock.stop()
             with clock.paused():
                 yield from events
     finally:
-        verifier.settle(progress.confirmed)
-        if drafts:
-            drafter.finish(progress.confirmed)
+        for side in started:
+            side.finish(progress.confirmed)
 
 
 def cut_behind_eos(draft: Draft, eos: frozenset[int]) -> None:

@@ -40,6 +40,8 @@ class Verifier:
         self.model.rewind(min(self.model.length, len(confirmed) - 1))
         self.model.tokens = confirmed[: self.model.length]
 
+    finish = settle  # nothing approximate is left behind
+
 
 def accept_greedy(draft: Draft, logits: Tensor) -> Verdict:
     """A token is accepted iff it is the target's argmax: no probabilities, no random numbers."""

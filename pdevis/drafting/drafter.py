@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pdevis.drafting.engine import DraftEngine, DraftStep
+from pdevis.models.build import check_mode
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.records import Draft, DraftConfig
@@ -47,11 +48,7 @@ def resolve_mode(config: DraftConfig, model: CausalLM) -> str:
     Raises:
         ValueError: for skip or parallel on a model whose sublayers cannot be reached.
     """
-    if config.mode in ("skip", "parallel") and not isinstance(model, DecoderStack):
-        raise ValueError(
-            f"mode = {config.mode!r}: needs a drafter of a family whose layers pdevis runs itself "
-            "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"
-        )
+    check_mode(config.mode, isinstance(model, DecoderStack))
     return "exact" if config.mode == "auto" else config.mode
 
 
@@ -132,4 +129,8 @@ def start_cache(model: CausalLM, prompt: list[int], reuse: bool) -> None:
     model.rewind(shared)
     model.tokens = wanted[:shared]
     if wanted[shared:]:
-        model.prefill(torch.tensor(wanted[shared:], device=model.device))
+        try:
+            model.prefill(torch.tensor(wanted[shared:], device=model.device))
+        except BaseException:  # some chunks may be in the cache, and nobody knows which
+            model.rewind(min(shared, model.length))
+            raise

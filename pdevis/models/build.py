@@ -18,6 +18,7 @@ from pdevis.models.loading import (
     read_model,
     read_tokenizer,
     stop_ids,
+    told,
 )
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.models.weights import FAMILIES, read_weights, unsupported
@@ -55,6 +56,7 @@ def build_pair(
     draft_device: str | None,
     target_precision: str,
     draft_precision: str,
+    mode: str,
     say: Callable[[str], None],
 ) -> Built:
     """Load both models; arguments and errors as for `load_pair`. Everything cheap is checked before weights load."""
@@ -68,6 +70,7 @@ def build_pair(
     draft_source = target_source if own else find_source(drafter, say)
     target_config = read_config(target_source)
     draft_config = target_config if own else read_config(draft_source)
+    check_mode(mode, not unsupported(draft_config))
     for_target = Plan(
         target,
         "target",
@@ -139,7 +142,17 @@ def _read(plan: Plan, dtype: torch.dtype, say: Callable[[str], None]) -> Any:
 def _wrap(loaded: Any, plan: Plan, consume: bool) -> CausalLM:
     if unsupported(plan.config):
         return HFCausalLM(loaded, plan.precision)
-    return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume))
+    with told(plan.source, "weights"):  # this is where they reach their device and format
+        return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume))
+
+
+def check_mode(mode: str, has_sublayers: bool) -> None:
+    """Raise ValueError where a drafting mode needs a drafter whose sublayers can be reached, and this one's cannot."""
+    if mode in ("skip", "parallel") and not has_sublayers:
+        raise ValueError(
+            f"mode = {mode!r}: needs a drafter of a family whose layers pdevis runs itself "
+            "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"
+        )
 
 
 def fit_precision(asked: str, precision: str, config: Any, flag: str) -> str:

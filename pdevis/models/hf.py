@@ -52,21 +52,27 @@ class HFCausalLM:
             del self._replay[length - self.length :]
         del self._ids[length:]
 
-    @torch.inference_mode()
     def _run(self, ids: Tensor, keep: int) -> Tensor:
         """Forward of the tokens to replay and ids; logits [keep, V] of the last `keep` of them."""
-        done = self.length - len(self._replay)
-        whole = torch.cat([torch.tensor(self._replay, dtype=ids.dtype), ids.cpu()]).to(self.device)
-        self._saved_at = done
+        while len(self._replay) > CHUNK:  # a long history after a restart
+            self._forward(self._replay[:CHUNK], 1)
+            del self._replay[:CHUNK]
+        added = ids.tolist()
+        logits = self._forward(self._replay + added, keep)
+        self._replay = []
+        self._ids += added
+        return logits
+
+    @torch.inference_mode()
+    def _forward(self, ids: list[int], keep: int) -> Tensor:
+        self._saved_at = self.length - len(self._replay)
         self._saved = {i: copy.deepcopy(layer) for i, layer in enumerate(self._cache.layers) if not _croppable(layer)}
+        whole = torch.tensor([ids], device=self.device)
         try:
-            out = self.model(whole[None], past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+            return self.model(whole, past_key_values=self._cache, use_cache=True, logits_to_keep=keep).logits[0]
         except BaseException:  # out of memory or Ctrl-C: some layers may hold this call's tokens, others not
             self._restart(self._ids)
             raise
-        self._replay = []
-        self._ids.extend(ids.tolist())
-        return out.logits[0]
 
     def _rewind_cache(self, length: int) -> None:
         present = self.length - len(self._replay)

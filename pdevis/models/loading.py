@@ -37,7 +37,7 @@ def check_device(name: str | None) -> torch.device:
     there = _devices()
     if name is None:
         return torch.device(there[1] if torch.cuda.is_available() else "cpu")
-    text = {"cuda": "cuda:0", "mps": "mps:0", "cpu:0": "cpu"}.get(name, name)
+    text = {"cuda": "cuda:0", "cpu:0": "cpu"}.get(name, name)
     if text not in there:
         raise ModelLoadError(f"device = {name!r}: must be one of {', '.join(there)} (what this machine has)")
     return torch.device(text)
@@ -45,7 +45,7 @@ def check_device(name: str | None) -> torch.device:
 
 def _devices() -> list[str]:
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return ["cpu", *cuda] + (["mps:0"] if torch.backends.mps.is_available() else [])
+    return ["cpu", *cuda]
 
 
 def find_source(name: str, on_progress: Callable[[str], None] | None = None) -> Source:
@@ -76,13 +76,13 @@ def find_source(name: str, on_progress: Callable[[str], None] | None = None) -> 
 def read_config(source: Source) -> Any:
     """The model's transformers config. Raises ModelLoadError where it is broken or of an unknown architecture."""
     options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    with _told(source, "config"):
+    with told(source, "config"):
         return AutoConfig.from_pretrained(source.location, local_files_only=source.local_only, **options)
 
 
 def read_tokenizer(source: Source) -> Any:
     """The model's tokenizer. Raises ModelLoadError where it is missing or broken."""
-    with _told(source, "tokenizer"):
+    with told(source, "tokenizer"):
         if source.gguf_file:
             return read_gguf_tokenizer(source.location, source.gguf_file, local_files_only=True)
         # Without this check, some families would silently get an empty vocabulary.
@@ -111,7 +111,7 @@ def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bo
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    with _told(source, "weights"), _without_bars() if source.local_only else nullcontext():
+    with told(source, "weights"), _without_bars() if source.local_only else nullcontext():
         if source.gguf_file and nf4:
             raise ModelLoadError(f"model = {source.name!r}: nf4 is not for GGUF files; take another precision")
         if source.gguf_file:
@@ -184,7 +184,7 @@ def _without_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _told(source: Source, part: str) -> Iterator[None]:
+def told(source: Source, part: str) -> Iterator[None]:
     """Turn any error of the libraries into one line about this model."""
     try:
         yield

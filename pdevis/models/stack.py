@@ -174,16 +174,17 @@ class DecoderStack:
         capacity = max(FIRST_CAPACITY, tokens, min(2 * capacity, w.context_length))
         angles = torch.arange(capacity, device=self.device)[:, None] * w.frequencies  # [capacity, D / 2], float32
         wide = torch.float64 if w.dtype == torch.float64 else torch.float32
-        self._turns = torch.polar(torch.full_like(angles, w.rope_scale, dtype=wide), angles.to(wide))
+        turns = torch.polar(torch.full_like(angles, w.rope_scale, dtype=wide), angles.to(wide))
         grown = []
         for layer in range(len(self.layers)):
             rows = torch.zeros(capacity, 2 * w.kv_heads, w.head_dim, dtype=w.dtype, device=self.device)
             if self._cache:
                 rows[: self._length] = self._cache[layer][: self._length]
             grown.append(rows)
-        self._cache = grown
         # [1, K, capacity, D] views of keys and values, made once: each view costs as much as a small product
-        self._halves = [tuple(half.transpose(0, 1)[None] for half in rows.chunk(2, dim=1)) for rows in grown]
+        halves = [tuple(half.transpose(0, 1)[None] for half in rows.chunk(2, dim=1)) for rows in grown]
+        # The capacity is read off the turns: they come last, so that a failure on the way changes nothing.
+        self._cache, self._halves, self._turns = grown, halves, turns
 
 
 def _turn(qkv: Tensor, turn: Tensor) -> Tensor:

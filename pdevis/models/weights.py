@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdevis.models.linear import FORMATS, ROTATED, Linear, storage_dtype
+from pdevis.models.linear import FORMATS, ROTATED, DenseLinear, Linear, storage_dtype
 from pdevis.models.rotation import Rotation
 
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -72,7 +73,7 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         if self.lean:
             return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.floor)).mul_(self.weight)
-        wide = x.float()
+        wide = x if x.dtype == torch.float64 else x.float()
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
@@ -80,6 +81,8 @@ def unsupported(config: Any) -> str | None:
     """Why a transformers config cannot run on a `DecoderStack`; None where it can."""
     if config.model_type not in FAMILIES:
         return f"model type {config.model_type!r} (supported: {', '.join(FAMILIES)})"
+    if getattr(config, "quantization_config", None):
+        return "weights that are quantised already"
     rope = config.rope_parameters
     if rope.get("rope_type", "default") not in ROPE_TYPES:
         return f"rope type {rope['rope_type']!r} (supported: {', '.join(ROPE_TYPES)})"
@@ -125,14 +128,18 @@ def read_weights(
     def fused(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | None]:
         biases = [place(module.bias) for module in modules if module.bias is not None]
         assert len(biases) in (0, len(modules)), "fused projections share whether they have a bias"
-        return torch.cat([place(module.weight) for module in modules]), torch.cat(biases) if biases else None
+        weights = [place(module.weight) for module in modules]
+        join = torch.cat if len(modules) > 1 else itemgetter(0)  # one module's weight is shared, not copied
+        return join(weights), join(biases) if biases else None
 
     def reads(norm_weight: Tensor, *modules: torch.nn.Linear, reorder: Callable[[Tensor], Tensor] = _as_is) -> Linear:
         """A product on the normed residual stream."""
         weight, bias = fused(modules)
         if rotation:
             weight = rotation.of_rows(weight * place(norm_weight))
-        return FORMATS[precision](reorder(weight), None if bias is None else reorder(bias))
+        # bitsandbytes leaves the output head alone, and so transformers does
+        build = DenseLinear if precision == "nf4" and modules[0] is model.lm_head else FORMATS[precision]
+        return build(reorder(weight), None if bias is None else reorder(bias))
 
     def writes(module: torch.nn.Linear) -> Linear:
         """A product whose result is added to the residual stream."""

@@ -1,0 +1,94 @@
+"""MATH: competition mathematics; answers are compared with math-verify, so that 1/2, 0.5 and \\frac12 are one."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from pdevis.benchmarks.tasks.loading import Item, load_items, present, shortened, text
+
+INSTRUCTION = "Reason step by step, and put the final answer into \\boxed{}."
+UNSPECIFIED = "unspecified"
+SECONDS = 5  # for parsing one answer, and for one comparison
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+
+
+def last_boxed(answer: str) -> str | None:
+    """What stands in the last \\boxed{…}, braces inside it included; None where there is none or it never closes."""
+    for box in reversed(list(_BOX.finditer(answer))):
+        depth = 1
+        for i in range(box.end(), len(answer)):
+            escaped = answer[i - 1] == "\\" and answer[i - 2 : i] != "\\\\"
+            if not escaped:
+                depth += {"{": 1, "}": -1}.get(answer[i], 0)
+            if not depth:
+                return answer[box.end() : i]
+    return None
+
+
+def same(label: str, answer: str) -> tuple[bool, str | None]:
+    """Whether an answer ends in the labelled result, and the result that was read from it.
+
+    math-verify takes boxes that follow each other for one set of results, which they may be; so where there are
+    several, the last one by itself counts as well, as is the custom with MATH.
+    math-verify bounds its time with signals, which exist in the main thread only: elsewhere it runs without bounds.
+    """
+    from math_verify import parse, verify
+
+    seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
+    boxed = last_boxed(answer)
+    gold = parse(label if _BOX.search(label) else f"\\boxed{{{label}}}", parsing_timeout=seconds)
+    found = parse(answer, parsing_timeout=seconds)
+    read = boxed if boxed is not None else (str(found[-1]) if found else None)
+    expected = last_boxed(label) or label
+    if boxed is not None and _bare(boxed) == _bare(expected):
+        return True, read
+    right = verify(gold, found, timeout_seconds=seconds)
+    if not right and boxed is not None and len(_BOX.findall(answer)) > 1:
+        right = verify(gold, parse(f"\\boxed{{{boxed}}}", parsing_timeout=seconds), timeout_seconds=seconds)
+    return bool(right), read
+
+
+def _bare(latex: str) -> str:
+    return re.sub(r"\s+", "", latex)
+
+
+class Math:
+    name = "math"
+    metrics = ("correct",)
+    groups = ("subject", "level")
+
+    def load(self, path: Path, k: int | None = None) -> list[Item]:
+        return load_items(path, self._check, k)
+
+    @staticmethod
+    def _check(item: Item) -> None:
+        text(item, "prompt")
+        label = present(item, "label")
+        if isinstance(label, bool) or not isinstance(label, (int, float, str)) or not str(label).strip():
+            raise ValueError(f"label = {shortened(label)}: must be a text (LaTeX) or a number")
+        for key in ("subject", "level"):
+            if isinstance(item.get(key, ""), (list, dict)):
+                raise ValueError(f"{key} = {shortened(item[key])}: must be a text or a number")
+
+    def prompts(self, item: Item) -> list[str]:
+        """The problem and how to answer it (left out where the item says so itself)."""
+        prompt = item["prompt"]
+        return [prompt if "\\boxed" in prompt else f"{prompt}\n\n{INSTRUCTION}"]
+
+    def entry(self, item: Item) -> Item:
+        own = {key: item[key] for key in ("question_id", "prompt", "label")}
+        return own | {key: str(item.get(key) or UNSPECIFIED) for key in self.groups}
+
+    def score(self, entry: Item, text: str) -> dict[str, Any]:
+        right, read = same(str(entry["label"]), text)
+        return {"correct": int(right), "extracted": read}
+
+    def corpus(self, entries: list[Item], texts: list[str]) -> dict[str, Any]:
+        return {}
+
+    def compare(self, entries: list[Item], target_texts: list[str], other_texts: list[str]) -> dict[str, Any]:
+        return {}
