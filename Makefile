@@ -1,11 +1,12 @@
 # pdevis: `make chat` talks to a model, `make test` runs the suite; both start from nothing but Python and make.
 # Settings: PYTHON (interpreter that makes the environment), VENV (where), CONSTRAINTS (empty: newest versions),
-#           ARGS (for the chat), PYTEST_ARGS (for the tests).
+#           ARGS (for the chat), JOBS (test processes), PYTEST_ARGS (for the tests).
 
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+JOBS ?= 2
 PYTEST_ARGS ?=
 
 PY := $(VENV)/bin/python
@@ -32,10 +33,10 @@ model: $(READY) ## fetch and convert the embedded model
 install: $(READY) ## make the environment and install pdevis into it
 
 test: $(READY_DEV) ## run the tests, without the slow ones
-	@$(TEST_ENV) $(PY) -m pytest $(PYTEST_ARGS)
+	@$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: $(READY_DEV) ## run all tests
-	@$(TEST_ENV) $(PY) -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+	@$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(PYTEST_ARGS)
 
 lint: $(READY_DEV) ## check style and formatting
 	@$(PY) -m ruff check .

@@ -27,7 +27,7 @@ class ScriptedDrafter:
     def start(self, prompt, reuse) -> None:
         pass
 
-    def draft(self, confirmed, gamma, sampler) -> Draft:
+    def draft(self, confirmed, gamma, sampler, eos) -> Draft:
         place = len(confirmed) - self.prompt
         right = [self.pattern[i % len(self.pattern)] for i in range(gamma)]
         ids = [t if ok else (t + 1) % 250 for t, ok in zip(self.truth[place : place + gamma], right, strict=True)]
@@ -137,3 +137,20 @@ def test_padded_vocabularies(tiny_model, target_vocab, draft_vocab):
         assert all(event.id < target_vocab for event in events)
         if temperature == 0:
             assert [event.id for event in events] == plain(target)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_ends_with_an_eos(target, temperature):
+    """Nothing behind an EOS is proposed, verified or, on CPU, drafted."""
+    truth = plain(target)
+    eos = truth[6]
+    stats = DecodeStats()
+    drafter = Drafter(DecoderStack(target.weights), DraftConfig(mode="exact"), 264)
+    config = DecodeConfig(max_new_tokens=NEW, gamma=8, temperature=temperature, seed=0, eos_ids=(eos,))
+    events = list(speculative(Verifier(target), drafter, PROMPT, config, stats))
+    assert [event.id for event in events].count(eos) == (stats.stop_reason == "eos")
+    assert stats.drafted == stats.draft_steps
+    if temperature == 0:
+        assert [event.id for event in events] == truth[: truth.index(eos) + 1]
+        assert stats.acceptance_rate == 1
+        assert stats.drafted <= truth.index(eos) + 1

@@ -41,8 +41,7 @@ def speculative(
             gamma = min(config.gamma, progress.room, drafter.model.context_length - len(progress.confirmed))
             if gamma > 0:
                 with clock.phase("draft"):
-                    draft = drafter.draft(progress.confirmed, gamma, draws)
-                    cut_behind_eos(draft, progress.eos)
+                    draft = drafter.draft(progress.confirmed, gamma, draws, progress.eos)
             with clock.phase("verify"):
                 verdict = verifier.verify(progress.confirmed, draft, judge)
             events = progress.add(draft.ids, verdict)
@@ -57,13 +56,3 @@ def speculative(
     finally:
         for side in started:
             side.finish(progress.confirmed)
-
-
-def cut_behind_eos(draft: Draft, eos: frozenset[int]) -> None:
-    """Drop draft tokens behind an EOS: they could never be used. Their cost stays counted."""
-    for place, token in enumerate(draft.ids):
-        if token in eos:
-            del draft.ids[place + 1 :]
-            if draft.probs is not None:
-                draft.probs = draft.probs[: place + 1]
-            return

@@ -77,8 +77,12 @@ class Drafter:
         self.exact_length = self.model.length
 
     @torch.inference_mode()
-    def draft(self, confirmed: list[int], gamma: int, sampler: Sampler) -> Draft:
-        """γ >= 1 tokens to follow the confirmed ones, of which at least the last is not in the cache yet."""
+    def draft(self, confirmed: list[int], gamma: int, sampler: Sampler, eos: frozenset[int] = frozenset()) -> Draft:
+        """γ >= 1 tokens to follow the confirmed ones, of which at least the last is not in the cache yet.
+
+        The draft ends with an EOS: nothing behind it could be used. On CPU drafting stops there; elsewhere looking
+        at a token would wait for the device, so the tokens behind it are drafted and cut off (and counted in `steps`).
+        """
         ids = torch.tensor(self._known(confirmed[self.model.length :]), device=self.model.device)
         chosen, probs, skipped, depth = [], [], 0.0, 0
         for drafted in range(gamma):
@@ -96,7 +100,11 @@ class Drafter:
             chosen.append(ids)
             skipped += step.skipped
             depth += step.depth
-        return Draft(torch.cat(chosen).tolist(), torch.stack(probs) if probs else None, skipped, depth, gamma)
+            if self.model.device.type == "cpu" and int(ids) in eos:
+                break
+        tokens = torch.cat(chosen).tolist()
+        used = next((place + 1 for place, token in enumerate(tokens) if token in eos), len(tokens))
+        return Draft(tokens[:used], torch.stack(probs[:used]) if probs else None, skipped, depth, len(tokens))
 
     def settle(self, confirmed: list[int]) -> None:
         """Rewind to what is right for the confirmed tokens, the last of which the cache never needs.
