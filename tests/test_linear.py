@@ -58,10 +58,14 @@ def test_int8_of_zeros_is_the_bias():
 
 
 @needs["packed"]
-def test_packed_rows_agree_to_rounding():
-    weight, _, x = make(576, 960)
-    linear = FORMATS["packed"](weight, None)
-    assert relative(linear(x)[:1], linear(x[:1])) <= 1e-6
+@pytest.mark.parametrize("shape", [(576, 960), (1536, 1536)])
+def test_packed_rows_agree_to_rounding(shape):
+    weight, bias, x = make(*shape)
+    linear = FORMATS["packed"](weight, bias)
+    for rows in range(1, 9):
+        assert relative(linear(x[:rows]), linear(x)[:rows]) <= 1e-6
+        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+            assert torch.equal(linear(x[:rows]), linear(x)[:rows])
 
 
 def test_bfloat16_computes_in_bfloat16():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pdevis.models.linear import Int8Linear, has_int8
-from pdevis.models.rotation import Rotation
+from pdevis.models.rotation import BlockRotation, Rotation
 from pdevis.models.stack import DecoderStack
 from pdevis.models.weights import read_weights
 
@@ -54,3 +54,19 @@ def test_int8_is_closer_with_it_where_a_coordinate_stands_out():
         return ((Int8Linear(weight, None)(x) - wanted).norm() / wanted.norm()).item()
 
     assert error(rotation.of_rows(x), rotation.of_rows(weight)) < 0.5 * error(x, weight)
+
+
+@pytest.mark.parametrize(("size", "block"), [(8960, 128), (4864, 128), (96, 8), (7, 1)])
+def test_block_rotation_is_its_own_inverse_and_rows_do_not_meet(size, block):
+    turn, x = BlockRotation(size), torch.randn(9, size)
+    assert turn.block == block
+    torch.testing.assert_close(turn(turn(x)), x)
+    torch.testing.assert_close(turn(x).norm(dim=-1), x.norm(dim=-1))
+    for rows in range(1, 9):
+        assert torch.equal(turn(x[:rows]), turn(x)[:rows])
+
+
+def test_block_rotation_spreads_an_outlier():
+    x = torch.zeros(1, 8960)
+    x[0, 17] = 100.0
+    assert BlockRotation(8960)(x).abs().max() < 10

@@ -20,6 +20,7 @@ from pdevis.models.loading import (
     stop_ids,
     told,
 )
+from pdevis.models.shards import stream_model
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.models.weights import FAMILIES, read_weights, unsupported
 
@@ -134,9 +135,12 @@ def _load_own(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[
 
 def _read(plan: Plan, dtype: torch.dtype, say: Callable[[str], None]) -> Any:
     say(f"loading the {plan.role}, {plan.name} ({plan.precision} on {plan.device})")
-    # A stack takes the weights to its device layer by layer; anything else goes there whole.
-    on_arrival = plan.device if unsupported(plan.config) else torch.device("cpu")
-    return read_model(plan.source, dtype, on_arrival, nf4=plan.precision == "nf4" and bool(unsupported(plan.config)))
+    if unsupported(plan.config):
+        return read_model(plan.source, dtype, plan.device, nf4=plan.precision == "nf4")
+    with told(plan.source, "weights"):
+        streamed = stream_model(plan.source, plan.config)
+    # A stack takes the weights to its device layer by layer.
+    return streamed or read_model(plan.source, dtype, torch.device("cpu"))
 
 
 def _wrap(loaded: Any, plan: Plan, consume: bool) -> CausalLM:

@@ -5,6 +5,9 @@ reach them. Rotating the stream spreads them evenly. An RMS norm without weights
 norms' weights moved into the matrices that follow, the rotation disappears into the weights: the model computes the
 same function (QuaRot, Ashkboos et al. 2024). No calibration, no training; angles between hidden states do not change.
 
+The input of an MLP's last product has outliers of its own, and a nonlinearity in front of it: there a small Hadamard
+matrix, applied block by block, stands in the forward (`BlockRotation`), for a few microseconds a layer.
+
     python evaluation/formats/evaluate_formats.py        (what it is worth: agreement with float32, with and without)
 """
 
@@ -14,6 +17,8 @@ import math
 
 import torch
 from torch import Tensor
+
+ROWS = 4096  # at a time
 
 
 class Rotation:
@@ -25,14 +30,45 @@ class Rotation:
         self.left, self.right = (_orthogonal(n, generator) for n in (rows, size // rows))
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """x [..., H] -> x Q, computed in float64."""
-        wide = x.double().unflatten(-1, (len(self.left), len(self.right)))
+        """x [..., H] -> x Q, computed in float64, a few rows at a time: float64 copies of a large matrix are larger."""
         left, right = self.left.to(x.device), self.right.to(x.device)
-        return (left.t() @ wide @ right).flatten(-2).to(x.dtype)
+        rows, turned = (
+            x.flatten(0, -2) if x.dim() > 1 else x[None],
+            torch.empty_like(x, memory_format=torch.contiguous_format),
+        )
+        out = turned.view(rows.shape)
+        for first in range(0, len(rows), ROWS):
+            part = slice(first, first + ROWS)
+            wide = rows[part].double().unflatten(-1, (len(left), len(right)))
+            out[part] = (left.t() @ wide @ right).flatten(-2)
+        return turned
 
     def of_columns(self, weight: Tensor) -> Tensor:
         """weight [H, K] -> Q^T weight."""
         return self.of_rows(weight.t()).t()
+
+
+class BlockRotation:
+    """x [T, K] -> each block of x's last dimension times one Hadamard matrix; symmetric and orthogonal.
+
+    The blocks are as large as divide K, within bounds: a product of a dozen rows or more with so small a matrix gives
+    each row the same bits whatever stands beside it, which holds for no product of any size.
+    """
+
+    MOST = 128
+    LEAST_ROWS = 12  # blocks of one token
+
+    def __init__(self, size: int, dtype: torch.dtype = torch.float32) -> None:
+        self.block = min(size & -size, self.MOST)  # the largest power of two that divides size
+        while self.block > 1 and size // self.block < self.LEAST_ROWS:
+            self.block //= 2
+        matrix = torch.ones(1, 1, dtype=torch.float64)
+        while len(matrix) < self.block:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        self.matrix = (matrix * self.block**-0.5).to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.reshape(-1, self.block) @ self.matrix).view(x.shape)
 
 
 def _orthogonal(size: int, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 Three changes, all exact: q, k and v become one product, gate and up become one; the rows of q and k are reordered so
 that the two halves that a rotary embedding turns lie side by side, which makes it one complex product; and for formats
-with 8-bit activations the residual stream is rotated (rotation.py).
+with 8-bit activations the residual stream and the MLPs' inner states are rotated (rotation.py).
 
 Shapes: H = hidden size, N = query heads, K = key/value heads, D = head size, I = MLP size, V = vocabulary.
 """
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pdevis.models.linear import FORMATS, ROTATED, DenseLinear, Linear, storage_dtype
-from pdevis.models.rotation import Rotation
+from pdevis.models.rotation import BlockRotation, Rotation
+from pdevis.models.shards import StreamedModel
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not change with the length
@@ -101,7 +102,7 @@ def read_weights(
     """Build the weights of a stack from a transformers model of a supported family.
 
     Args:
-        model: a transformers `…ForCausalLM` in eval mode.
+        model: a transformers `…ForCausalLM` in eval mode, or a `StreamedModel` (shards.py).
         precision: a resolved weight format (`resolve_precision`).
         device: where the weights are to live.
         consume: free each layer of `model` once it is read, so that two copies never stand in memory.
@@ -114,6 +115,7 @@ def read_weights(
     reason = unsupported(config)
     if reason:
         raise ValueError(f"{config.name_or_path or config.model_type}: DecoderStack does not support {reason}")
+    streamed = isinstance(model, StreamedModel)
     dtype = storage_dtype(precision)
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -124,6 +126,7 @@ def read_weights(
 
     rotate = precision in ROTATED if rotate is None else rotate
     rotation = Rotation(config.hidden_size) if rotate else None
+    inner = BlockRotation(config.intermediate_size, dtype) if rotate else None
 
     def fused(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | None]:
         biases = [place(module.bias) for module in modules if module.bias is not None]
@@ -141,12 +144,15 @@ def read_weights(
         build = DenseLinear if precision == "nf4" and modules[0] is model.lm_head else FORMATS[precision]
         return build(reorder(weight), None if bias is None else reorder(bias))
 
-    def writes(module: torch.nn.Linear) -> Linear:
-        """A product whose result is added to the residual stream."""
+    def writes(module: torch.nn.Linear, turn: BlockRotation | None = None) -> Linear:
+        """A product whose result is added to the residual stream; `turn` spreads outliers of its input."""
         weight, bias = fused([module])
         if rotation:
             weight, bias = rotation.of_columns(weight), None if bias is None else rotation.of_rows(bias)
-        return FORMATS[precision](weight, bias)
+        if turn is None:
+            return FORMATS[precision](weight, bias)
+        linear = FORMATS[precision](turn(weight), bias)
+        return lambda x: linear(turn(x))
 
     def pair_halves(rows: Tensor) -> Tensor:  # [(N + 2K) D, …]: q and k from (half, half) to (pair, pair, …)
         turned = (heads + kv_heads) * head_dim
@@ -173,16 +179,23 @@ def read_weights(
             output=writes(attention.o_proj),
             mlp_norm=norm(layer.post_attention_layernorm.weight),
             gate_up=reads(layer.post_attention_layernorm.weight, mlp.gate_proj, mlp.up_proj),
-            down=writes(mlp.down_proj),
+            down=writes(mlp.down_proj, inner),
         )
 
+    def filled(module: Any, name: str) -> Any:
+        if streamed:
+            model.fill(module, name)
+        return module
+
     layers = []
-    for layer in model.model.layers:
-        layers.append(read_layer(layer))
-        if consume:
+    for number, layer in enumerate(model.model.layers):
+        layers.append(read_layer(filled(layer, f"model.layers.{number}")))
+        if consume or streamed:
             layer.to("meta")
     rotary = model.model.rotary_emb
-    embedding = place(model.model.embed_tokens.weight)
+    embedding = place(filled(model.model.embed_tokens, "model.embed_tokens").weight)
+    last_norm = filled(model.model.norm, "model.norm").weight
+    head = reads(last_norm, filled(model.lm_head, "lm_head"))
     return StackWeights(
         family=config.model_type,
         precision=precision,
@@ -190,8 +203,8 @@ def read_weights(
         dtype=dtype,
         layers=layers,
         embedding=rotation.of_rows(embedding) if rotation else embedding,
-        final_norm=norm(model.model.norm.weight),
-        head=reads(model.model.norm.weight, model.lm_head),
+        final_norm=norm(last_norm),
+        head=head,
         frequencies=rotary.inv_freq.detach().to(device, torch.float32),
         rope_scale=float(rotary.attention_scaling),
         heads=heads,
