@@ -19,7 +19,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat model install test test-all lint format clean
+.PHONY: help chat model install test test-all bench lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ test: $(READY_DEV) ## run the tests, without the slow ones
 
 test-all: $(READY_DEV) ## run all tests
 	@$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(PYTEST_ARGS)
+
+bench: model ## time the pieces of a round one by one (ARGS="..." for its flags)
+	@$(PY) tests/perf/bench_pieces.py $(ARGS)
 
 lint: $(READY_DEV) ## check style and formatting
 	@$(PY) -m ruff check .

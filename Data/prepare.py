@@ -23,7 +23,8 @@ from typing import Any
 
 from pdevis.benchmarks.tasks import BENCHMARKS, get_task
 from pdevis.benchmarks.tasks.sources import SOURCES, FetchError
-from pdevis.cli import Parser, one_line, run_main
+from pdevis.cli import Parser, run_main
+from pdevis.values import one_line
 
 Item = dict[str, Any]
 

@@ -17,45 +17,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from pdevis.profile_flags import PROFILE_HELP, parse_with_profile, profile_argument
 from pdevis.records import CHECKS, MODES, DecodeConfig, DraftConfig
+from pdevis.values import checked, gamma_value, nearest, one_line, positive
 
 DEFAULT_TARGET = "smollm2-135m"
 DEFAULT_DRAFTER = "self"
-
-
-def one_line(message: object) -> str:
-    """The message without line breaks and doubled spaces."""
-    return " ".join(str(message).split())
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely a misspelling of."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
-
-
-def parse_value(config: type, name: str, convert: Callable[[str], Any], text: str) -> Any:
-    """Turn `text` into a value for the field `name` of a settings dataclass.
-
-    Raises:
-        ValueError: the dataclass refuses the value; the message says what is allowed (the caller names the flag).
-    """
-    try:
-        value = convert(text)
-    except ValueError:
-        value = text  # the dataclass says what would be right, which the conversion cannot
-    try:
-        config(**{name: value})
-    except ValueError as error:
-        _, _, reason = str(error).partition(" = ")
-        raise ValueError(reason.replace(": must", " must", 1)) from None
-    return value
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, epilog=epilog, formatter_class=formatter, **settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's, after bringing each flag to the spelling that it was declared with."""
+        """As argparse's, each flag brought to the spelling it was declared with, on top of --profile's settings."""
         words = list(sys.argv[1:] if args is None else args)
         declared = self._declared()
         end = words.index("--") if "--" in words else len(words)
@@ -76,7 +49,7 @@ class Parser(argparse.ArgumentParser):
             flag, equals, value = word.partition("=")
             if flag.startswith("--"):
                 words[i] = declared.get(flag.replace("-", "_"), flag) + equals + value
-        return super().parse_known_args(words, namespace)
+        return parse_with_profile(self, super().parse_known_args, words, namespace)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's; a word that is left over is an error that suggests the nearest flag."""
@@ -98,18 +71,11 @@ class Parser(argparse.ArgumentParser):
         return {flag.replace("-", "_"): flag for flag in self._option_string_actions}
 
 
-def _checked(config: type, name: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            return parse_value(config, name, convert, text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
-
-
 def add_model_flags(
-    parser: Parser, target_device: str = "--target_device", draft_device: str = "--draft_device"
+    parser: Parser,
+    target_device: str = "--target_device",
+    draft_device: str = "--draft_device",
+    profile: bool = True,
 ) -> None:
     """Which models, where and in which format. The two device flags are named as the script promises them."""
     group = parser.add_argument_group("models", "A model is a catalog key, a hub id, or a local folder.")
@@ -132,6 +98,17 @@ def add_model_flags(
             default="auto",
             help="weight format, such as float32, int8 (default: auto)",
         )
+    group.add_argument(
+        "--draft_vocab",
+        type=positive,
+        metavar="N",
+        help="the drafter proposes ids below N only, which makes its output head smaller (default: all)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile for whole forwards; the first of each shape takes a while"
+    )
+    if profile:
+        group.add_argument("--profile", metavar="FILE", help=PROFILE_HELP)
 
 
 def add_draft_flags(parser: Parser) -> None:
@@ -140,7 +117,7 @@ def add_draft_flags(parser: Parser) -> None:
     group = parser.add_argument_group("drafting", "How the drafter's layers run.")
 
     def add(flag: str, name: str, convert: Callable[[str], Any], metavar: str, text: str) -> None:
-        kind = _checked(DraftConfig, name, convert)
+        kind = checked(DraftConfig, name, convert)
         group.add_argument(flag, dest=flag[2:], type=kind, default=getattr(base, name), metavar=metavar, help=text)
 
     add("--draft_mode", "mode", str, "MODE", f"{', '.join(MODES)} (default: {base.mode})")
@@ -167,11 +144,11 @@ def add_decode_flags(
 
     def add(flag: str, name: str, convert: Callable[[str], Any], metavar: str, default: Any, text: str) -> None:
         group.add_argument(
-            flag, dest=name, type=_checked(DecodeConfig, name, convert), default=default, metavar=metavar, help=text
+            flag, dest=name, type=checked(DecodeConfig, name, convert), default=default, metavar=metavar, help=text
         )
 
     base = DecodeConfig()
-    add("--gamma", "gamma", int, "N", base.gamma, "draft tokens per round (default: %(default)s)")
+    add("--gamma", "gamma", gamma_value, "N", base.gamma, "draft tokens per round, or auto (default: %(default)s)")
     add(length, "max_new_tokens", int, "N", max_new_tokens, "limit on new tokens (default: %(default)s)")
     add("--temperature", "temperature", float, "X", base.temperature, "0 is greedy (default: %(default)s)")
     add("--top_k", "top_k", int, "N", base.top_k, "sample among the k most probable; 0: all (default: %(default)s)")
@@ -194,11 +171,15 @@ def decode_config(args: argparse.Namespace, **changes: Any) -> DecodeConfig:
 def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load_pair` that the flags ask for."""
     names = ("device", "target_device", "draft_device", "target_precision", "draft_precision")
+    # only where they are asked for: a load_pair of --code_path need not know them
+    further = {name: value for name in ("draft_vocab", "compile") if (value := getattr(args, name))}
     return {
         "target": args.target_model,
         "drafter": args.drafter_model,
         **{name: getattr(args, name) for name in names},
         "draft": draft_config(args),
+        **further,
+        **profile_argument(args),
     }
 
 

@@ -12,16 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral
+from os import PathLike
 from typing import Any
 
 from jinja2 import TemplateError
 
 from pdevis.decoding.autoregressive import autoregressive
+from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter, resolve_mode
-from pdevis.models.build import build_pair
+from pdevis.models.build import build_pair, compile_pair
 from pdevis.models.stack import CausalLM
+from pdevis.profile import Profile, read_profile
 from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, Generation
 from pdevis.text import Stream
 
@@ -41,6 +44,7 @@ class SpeculativePair:
         eos_ids: ids that end the target's text.
         draft: drafting settings.
         labels: what `describe` says of models, devices and weight formats.
+        profile: what mode "auto" becomes, and what γ = auto begins with.
 
     Raises:
         ValueError: where the drafter cannot run in the mode asked for.
@@ -54,13 +58,16 @@ class SpeculativePair:
         eos_ids: tuple[int, ...] = (),
         draft: DraftConfig | None = None,
         labels: dict[str, str] | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         self.labels = labels or {}
+        self.profile = profile
         self._running: Stream | None = None
+        self._autos: dict[DraftConfig, AutoGamma] = {}
         self.configure(draft or DraftConfig())
 
     @property
@@ -80,17 +87,21 @@ class SpeculativePair:
     def configure(self, draft: DraftConfig) -> None:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
         self._stop_running()
-        resolved = replace(draft, mode=resolve_mode(draft, self.drafter))
+        tuned = self.profile
+        resolved = replace(draft, mode=resolve_mode(draft, self.drafter, tuned and tuned.draft.mode))
         self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size)
+        # What γ = auto has learnt about these settings is kept while others are tried.
+        known = tuned and tuned.costs_for(resolved, self.labels)
+        self._auto = self._autos.setdefault(resolved, AutoGamma(known))
         self._draft = draft
 
     def describe(self) -> dict[str, Any]:
-        """Models, devices, weight formats and drafting settings, ready for JSON."""
+        """Models, devices, weight formats, drafting settings and the profile in use, ready for JSON."""
         draft = self._drafting.config
         lanes = {"attention_window": draft.attention_lanes, "mlp_window": draft.mlp_lanes}
         rule = {name: getattr(draft, name) for name in ("mode", "check", "threshold", "window")}
         ends = {name: getattr(draft, name) for name in ("keep_first", "keep_last", "calibrate")}
-        return self.labels | rule | lanes | ends
+        return self.labels | rule | lanes | ends | (self.profile.describe(self.labels) if self.profile else {})
 
     def reset(self) -> None:
         """Forget all cached tokens."""
@@ -158,7 +169,8 @@ class SpeculativePair:
         self._stop_running()
         stats = DecodeStats(method=method, mode=self.mode if method == "speculative" else "exact")
         if method == "speculative":
-            events = speculative(Verifier(self.target), self._drafting, ids, config, stats)
+            policy = gamma_policy(config, self._auto)
+            events = speculative(Verifier(self.target), self._drafting, ids, config, stats, policy)
         else:
             events = autoregressive(Verifier(model), ids, config, stats)
         self._running = Stream(events, stats, self.tokenizer)
@@ -196,6 +208,9 @@ def load_pair(
     draft_precision: str = "auto",
     draft: DraftConfig | None = None,
     on_progress: Callable[[str], None] | None = None,
+    profile: Profile | str | PathLike[str] | None = None,
+    draft_vocab: int | None = None,
+    compile: bool = False,
 ) -> SpeculativePair:
     """Load a target and a drafter.
 
@@ -204,12 +219,20 @@ def load_pair(
         drafter: the same, or "self" for the target's own weights (in the drafter's weight format).
         device: for both models; None: cuda if there, else cpu. target_device and draft_device override it.
         target_precision, draft_precision: auto, float32, float64, bfloat16, float16; on CPU packed, int8; on CUDA nf4.
-        draft: drafting settings.
+        draft: drafting settings; None: the profile's, else the defaults.
         on_progress: called with a line of text at each stage.
+        profile: what `python -m pdevis.tune` has found, or its file: sets torch's thread count for this process, and
+            what "auto" means for mode and γ. Models, devices, formats and γ are the arguments' alone.
+        draft_vocab: the drafter proposes ids below this only, so that its output head is smaller; None: all.
+        compile: run whole forwards through torch.compile, in static shapes; the first of each shape takes a while.
 
     Raises:
         ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that is not there.
     """
+    tuned = profile if profile is None or isinstance(profile, Profile) else read_profile(profile)
+    if tuned:
+        draft = draft or tuned.draft
+        tuned.use_threads()
     built = build_pair(
         target,
         drafter,
@@ -218,6 +241,9 @@ def load_pair(
         target_precision,
         draft_precision,
         draft.mode if draft else "auto",
+        draft_vocab,
         on_progress or (lambda line: None),
     )
-    return SpeculativePair(built.target, built.drafter, built.tokenizer, built.eos_ids, draft, built.labels)
+    if compile:
+        compile_pair(built)
+    return SpeculativePair(built.target, built.drafter, built.tokenizer, built.eos_ids, draft, built.labels, tuned)

@@ -8,37 +8,19 @@ Shapes: V = vocabulary of the target, G = draft tokens of one round.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
+
+from pdevis.checks import check_number, check_one_of, check_whole
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from torch import Tensor
 
 
-MODES = ("auto", "exact", "skip", "parallel")
+AUTO = "auto"
+MODES = (AUTO, "exact", "skip", "parallel")
 CHECKS = ("inline", "planned")
-
-
-def _one_of(name: str, value: object, allowed: Iterable[str]) -> None:
-    allowed = tuple(allowed)
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} = {value!r}: must be a whole number of at least {least}")
-
-
-def _number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not least <= value <= most:
-        bounds = [f"at least {least:g}"] * (least > -math.inf) + [f"at most {most:g}"] * (most < math.inf)
-        raise ValueError(
-            f"{name} = {value!r}: must be a finite number" + (" of " + " and ".join(bounds) if bounds else "")
-        )
 
 
 @dataclass(frozen=True)
@@ -67,15 +49,15 @@ class DraftConfig:
     calibrate: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("mode", self.mode, MODES)
-        _one_of("check", self.check, CHECKS)
-        _number("threshold", self.threshold)
-        _whole("window", self.window, 1)
+        check_one_of("mode", self.mode, MODES)
+        check_one_of("check", self.check, CHECKS)
+        check_number("threshold", self.threshold)
+        check_whole("window", self.window, 1)
         for name in ("attention_window", "mlp_window"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
-        _whole("keep_first", self.keep_first, 0)
-        _whole("keep_last", self.keep_last, 0)
+                check_whole(name, getattr(self, name), 1)
+        check_whole("keep_first", self.keep_first, 0)
+        check_whole("keep_last", self.keep_last, 0)
         if not isinstance(self.calibrate, bool):
             raise ValueError(f"calibrate = {self.calibrate!r}: must be True or False")
         if self.check == "planned" and not self.calibrate and self.mode in ("skip", "parallel"):
@@ -98,7 +80,8 @@ class DecodeConfig:
 
     Args:
         max_new_tokens: limit on the tokens written, EOS included.
-        gamma: γ, draft tokens per round.
+        gamma: γ, draft tokens per round; "auto" chooses in every round what promises most tokens per second, and
+            none where plain decoding is faster.
         temperature: 0 is greedy (argmax, no random numbers); above 0 both models sample with these settings.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose mass reaches p; 1 keeps all.
@@ -108,7 +91,7 @@ class DecodeConfig:
     """
 
     max_new_tokens: int = 128
-    gamma: int = 4
+    gamma: int | Literal["auto"] = 4
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -117,20 +100,21 @@ class DecodeConfig:
     reuse_prefix: bool = False
 
     def __post_init__(self) -> None:
-        _whole("max_new_tokens", self.max_new_tokens, 0)
-        _whole("gamma", self.gamma, 1)
-        _number("temperature", self.temperature, least=0)
+        check_whole("max_new_tokens", self.max_new_tokens, 0)
+        if self.gamma != AUTO:
+            check_whole("gamma", self.gamma, 1, f" or {AUTO!r}")
+        check_number("temperature", self.temperature, least=0)
         if 0 < self.temperature < 1e-6:  # divided by less, logits overflow
             raise ValueError(f"temperature = {self.temperature!r}: must be 0 (greedy) or at least 1e-06")
-        _whole("top_k", self.top_k, 0)
-        _number("top_p", self.top_p, least=1e-6, most=1)
+        check_whole("top_k", self.top_k, 0)
+        check_number("top_p", self.top_p, least=1e-6, most=1)
         if self.seed is not None:
-            _whole("seed", self.seed, 0)
-            _number("seed", self.seed, most=2**62)
+            check_whole("seed", self.seed, 0)
+            check_number("seed", self.seed, most=2**62)
         if self.eos_ids is not None and not isinstance(self.eos_ids, Iterable):
             raise ValueError(f"eos_ids = {self.eos_ids!r}: must be a tuple of ids")
         for token in self.eos_ids or ():
-            _whole("eos_ids", token, 0)
+            check_whole("eos_ids", token, 0)
 
     @property
     def greedy(self) -> bool:
@@ -171,7 +155,8 @@ class DecodeStats:
     """Counts and seconds of one generation. Rates are properties: seconds and counts are stored, divided at the end.
 
     `rounds` is the number of target forwards after the prompt; `accept_lengths[i]` counts the tokens that round i
-    added, bonus included, so that they sum to `new_tokens`. `skipped` and `depth` are sums over all
+    added, bonus included, so that they sum to `new_tokens`; `draft_lengths[i]` counts the tokens drafted for it.
+    `fallback_rounds` were decoded plainly because drafting did not pay. `skipped` and `depth` are sums over all
     `draft_steps`, the first one of each round (which comes from an exact pass when calibrating) included.
     """
 
@@ -184,6 +169,8 @@ class DecodeStats:
     draft_steps: int = 0
     accepted: int = 0
     accept_lengths: list[int] = field(default_factory=list)
+    draft_lengths: list[int] = field(default_factory=list)
+    fallback_rounds: int = 0
     skipped: float = 0.0
     depth: int = 0
     prefill_seconds: float = 0.0

@@ -17,6 +17,7 @@ from pdevis.records import DecodeConfig, DecodeStats, sum_stats
 SETTINGS = [
     ("/length 7", "decode", "max_new_tokens", 7),
     ("/gamma 6", "decode", "gamma", 6),
+    ("/gamma auto", "decode", "gamma", "auto"),
     ("/temperature 0.5", "decode", "temperature", 0.5),
     ("/MODE skip", "draft", "mode", "skip"),
     ("/threshold -2", "draft", "threshold", -2.0),
@@ -41,8 +42,8 @@ def test_auto_mode_tells_what_it_became() -> None:
     ("line", "said"),
     [
         ("/length x", "/length: 'x' must be a whole number of at least 0"),
-        ("/gamma 0", "/gamma: 0 must be a whole number of at least 1"),
-        ("/gamma 3 4", "/gamma: '3 4' must be a whole number of at least 1"),
+        ("/gamma 0", "/gamma: 0 must be a whole number of at least 1 or 'auto'"),
+        ("/gamma 3 4", "/gamma: '3 4' must be a whole number of at least 1 or 'auto'"),
         ("/mode fast", "/mode: 'fast' must be one of auto, exact, skip, parallel"),
         ("/threshold high", "/threshold: 'high' must be a finite number"),
         ("/window 0", "/window: 0 must be a whole number of at least 1"),

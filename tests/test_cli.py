@@ -62,6 +62,7 @@ FLAGS = {
     "--draft_device": "cuda:0",
     "--target_precision": "float32",
     "--draft_precision": "int8",
+    "--draft_vocab": "32",
     "--draft_mode": "skip",
     "--threshold": "0.5",
     "--window": "3",
@@ -82,7 +83,7 @@ FLAGS = {
 @pytest.mark.parametrize("dashes", [False, True])
 @pytest.mark.parametrize("equals", [False, True])
 def test_every_flag_in_both_spellings_reaches_its_setting(dashes: bool, equals: bool) -> None:
-    argv = ["--no-calibrate"]
+    argv = ["--no-calibrate", "--compile"]
     for flag, value in FLAGS.items():
         flag = flag.replace("_", "-") if dashes else flag
         argv += [f"{flag}={value}"] if equals else [flag, value]
@@ -95,6 +96,8 @@ def test_every_flag_in_both_spellings_reaches_its_setting(dashes: bool, equals: 
         "draft_device": "cuda:0",
         "target_precision": "float32",
         "draft_precision": "int8",
+        "draft_vocab": 32,
+        "compile": True,
         "draft": DraftConfig("skip", 0.5, "inline", 3, 4, 2, 1, 0, calibrate=False),
     }
     assert decode_config(args, reuse_prefix=True) == DecodeConfig(9, 7, 0.7, 5, 0.9, 11, reuse_prefix=True)

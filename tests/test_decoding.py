@@ -27,7 +27,7 @@ class ScriptedDrafter:
     def start(self, prompt, reuse) -> None:
         pass
 
-    def draft(self, confirmed, gamma, sampler, eos) -> Draft:
+    def draft(self, confirmed, gamma, sampler, eos, goes_on=None) -> Draft:
         place = len(confirmed) - self.prompt
         right = [self.pattern[i % len(self.pattern)] for i in range(gamma)]
         ids = [t if ok else (t + 1) % 250 for t, ok in zip(self.truth[place : place + gamma], right, strict=True)]

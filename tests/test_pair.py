@@ -206,3 +206,31 @@ def test_text_streams_do_not_break_characters(tiny_tokenizer):
     cut = TextStream(tokenizer)
     pieces = [cut.add(token, last=i == 7) for i, token in enumerate(ids[:8])]
     assert "".join(pieces) == tokenizer.decode(ids[:8])
+
+
+def test_a_smaller_draft_vocabulary_changes_proposals_only(tiny_folder):
+    folder = str(tiny_folder("llama"))
+    whole = load_pair(folder, device="cpu")
+    small = load_pair(folder, device="cpu", draft_vocab=40)
+    assert small.describe()["draft_vocab"] == 40
+    for config in (
+        DecodeConfig(max_new_tokens=24, eos_ids=()),
+        DecodeConfig(max_new_tokens=24, eos_ids=(), temperature=1.0, seed=3),
+    ):
+        drawn = small.generate("hello", config)
+        assert drawn.stats.drafted
+        assert set(small.generate("hello", config, "drafter").ids) <= set(range(40))
+        if config.greedy:
+            assert drawn.ids == whole.generate("hello", config, "target").ids
+    assert max(whole.generate("hello", DecodeConfig(max_new_tokens=24, eos_ids=()), "drafter").ids) >= 40
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "at least 1"), (2.5, "whole number")])
+def test_a_wrong_draft_vocabulary(tiny_folder, value, words):
+    with pytest.raises(ValueError, match=f"draft_vocab.*{words}"):
+        load_pair(str(tiny_folder("llama")), device="cpu", draft_vocab=value)
+
+
+def test_a_draft_vocabulary_needs_a_known_family(tiny_folder):
+    with pytest.raises(ValueError, match="draft_vocab"):
+        load_pair(str(tiny_folder("qwen3_moe")), device="cpu", draft_vocab=100)

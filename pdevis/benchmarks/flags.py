@@ -13,6 +13,7 @@ from typing import Any
 from pdevis.benchmarks.results import LINES, METHODS
 from pdevis.benchmarks.tasks import BENCHMARKS
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags
+from pdevis.values import positive
 
 # The names that the scripts promise for flags that mean the same.
 USUAL = {
@@ -57,13 +58,6 @@ def one_of(*allowed: str) -> Callable[[str], str]:
         return text
 
     return parse
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def sample_file(root: Path, benchmark: str) -> Path:

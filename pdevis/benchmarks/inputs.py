@@ -22,8 +22,9 @@ from pdevis.benchmarks.provenance import sha256, versions
 from pdevis.benchmarks.results import LINES
 from pdevis.benchmarks.tasks import Task, get_task
 from pdevis.benchmarks.world import World
-from pdevis.cli import decode_config, draft_config, one_line, pair_arguments
+from pdevis.cli import decode_config, draft_config, pair_arguments
 from pdevis.records import DecodeConfig
+from pdevis.values import one_line
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.results import LINES, METHOD_KEYS, METHODS, blocks_of, make_block
-from pdevis.cli import one_line
 from pdevis.records import DecodeConfig, Generation
+from pdevis.values import one_line
 
 if TYPE_CHECKING:
     from pdevis.benchmarks.tasks import Task

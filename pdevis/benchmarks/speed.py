@@ -1,27 +1,26 @@
 """Speed of several decoders on the same prompts, in one process and in turn: a drifting machine hurts all alike.
 
-Every contestant writes the same number of tokens behind the same prompt (EOS is ignored). A round runs all of them on
-one prompt, in an order that is reversed from prompt to prompt. Speeds are ratios of sums, total time, prompt included;
-the spread of a ratio is a 95 % bootstrap interval over the prompts.
+Every contestant writes the same number of tokens behind the same prompt (EOS is ignored). All of them take their turn
+on one prompt before the next one starts, in an order that changes from prompt to prompt.
 
-    python evaluation/speed/evaluate_speed.py --gammas 4,5
+    python evaluation/speed/evaluate_speed.py --gammas 4,auto
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-
-from pdevis.pair import SpeculativePair
 from pdevis.records import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.values import one_line
 
+if TYPE_CHECKING:
+    from pdevis.pair import SpeculativePair
+
+PLAIN = "pdevis, target alone"
 WARM_UP_TOKENS = 8
-RESAMPLES = 2000
 # Varied on purpose: prose, lists, code, arithmetic, translation, facts, dialogue, formats, a long context, a story.
 PROMPTS = (
     "Why is the sky blue? Explain it to a ten-year-old in a few sentences.",
@@ -40,137 +39,97 @@ PROMPTS = (
     "What are the main causes of the seasons on Earth?",
 )
 
+Run = Callable[[list[int], int], tuple[list[int], DecodeStats | None]]
+
 
 @dataclass(frozen=True)
 class Contestant:
-    """A decoder to be timed: `run` takes (prompt ids, new tokens) and returns the new ids and, of ours, statistics."""
+    """A decoder to be timed.
+
+    Args:
+        name: unique in a run.
+        run: (prompt ids, new tokens) -> the new ids and, of ours, statistics.
+        kind: "plain" is the reference of the others; "peer" is not ours.
+        gamma: draft tokens per round, where they are given.
+        compared: whether its greedy ids must be those of plain decoding.
+        note: why not, where they need not.
+    """
 
     name: str
-    run: Callable[[list[int], int], tuple[list[int], DecodeStats | None]]
+    run: Run
+    kind: Literal["plain", "speculative", "peer"] = "peer"
+    gamma: int | str | None = None
+    compared: bool = True
+    note: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """All but the name and the function, ready for JSON."""
+        return {"kind": self.kind, "gamma": self.gamma, "compared": self.compared, "note": self.note}
 
 
-@dataclass
-class Timing:
-    """What one contestant did, prompt by prompt."""
-
-    name: str
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    ids: list[list[int]] = field(default_factory=list)
-    stats: list[DecodeStats] = field(default_factory=list)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(self.tokens) / sum(self.seconds)
-
-
-def our_method(pair: SpeculativePair, name: str, method: str, draft: DraftConfig, gamma: int) -> Contestant:
-    """One of pdevis's decoders under the given drafting settings; greedy."""
+def plain(pair: SpeculativePair) -> Contestant:
+    """pdevis decoding with the target alone, greedy: what the others are compared with."""
 
     def run(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
-        pair.configure(draft)
-        config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=())
-        made = pair.generate(ids, config, method)
+        made = pair.generate(ids, DecodeConfig(max_new_tokens=length, eos_ids=()), "target")
         return made.ids, made.stats
 
-    return Contestant(name, run)
+    return Contestant(PLAIN, run, "plain")
 
 
-def transformers_generate(model: Any) -> Contestant:
-    """transformers' own greedy `generate` on a loaded model."""
+def speculative(pair: SpeculativePair, draft: DraftConfig, gamma: int | str) -> Contestant:
+    """pdevis' speculative decoding under the given drafting settings, greedy. Leaves the pair configured so."""
+    pair.configure(draft)
 
-    def run(ids: list[int], length: int) -> tuple[list[int], None]:
-        prompt = torch.tensor([ids], device=model.device)
-        with torch.inference_mode():
-            out = model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=length,
-                do_sample=False,
-                eos_token_id=None,  # as for our decoders, EOS does not end the text
-                pad_token_id=0,
-            )
-        return out[0, len(ids) :].tolist(), None
+    def run(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
+        if pair.draft != draft:  # what γ = "auto" has learnt of a drafter stays with it
+            pair.configure(draft)
+        config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=())
+        made = pair.generate(ids, config, "speculative")
+        return made.ids, made.stats
 
-    return Contestant("transformers generate", run)
+    return Contestant(name_of(draft, pair.mode, gamma), run, "speculative", gamma)
 
 
-def measure(
-    contestants: Sequence[Contestant],
-    prompts: Sequence[list[int]],
-    length: int,
-    on_progress: Callable[[str], None] = lambda line: None,
-) -> list[Timing]:
-    """Time every contestant on every prompt (ids), `length` new tokens each, after a warm-up of each."""
-    timings = [Timing(contestant.name) for contestant in contestants]
+def name_of(draft: DraftConfig, mode: str, gamma: int | str) -> str:
+    """A row's name, such as "pdevis, skip planned τ=0.9 W=2, γ=4"; `mode` is what "auto" became."""
+    rule = mode if mode == "exact" else f"{mode} {draft.check} τ={draft.threshold:g} W={draft.window}"
+    return f"pdevis, {rule}, γ={gamma}"
+
+
+def turn_order(count: int, number: int) -> list[int]:
+    """The order of contestants on prompt `number`: reversed every second time, rotated by one every two."""
+    shift = number // 2 % count
+    order = [*range(shift, count), *range(shift)]
+    return order if number % 2 == 0 else order[::-1]
+
+
+def warm_up(contestants: Sequence[Contestant], ids: list[int]) -> tuple[list[Contestant], dict[str, str]]:
+    """Run each on a few tokens; returns those that work, and why a peer does not. Our own errors are raised."""
+    kept, left_out = [], {}
     for contestant in contestants:
-        contestant.run(prompts[0], WARM_UP_TOKENS)
-    for number, prompt in enumerate(prompts):
-        order = range(len(contestants)) if number % 2 == 0 else range(len(contestants) - 1, -1, -1)
-        for i in order:
-            begin = time.perf_counter()
-            ids, stats = contestants[i].run(prompt, length)
-            timings[i].seconds.append(time.perf_counter() - begin)
-            timings[i].tokens.append(len(ids))
-            timings[i].ids.append(ids)
-            timings[i].stats += [stats] if stats else []
-        on_progress(f"prompt {number + 1} of {len(prompts)}")
-    return timings
+        try:
+            contestant.run(ids, WARM_UP_TOKENS)
+            kept.append(contestant)
+        except Exception as error:
+            if contestant.kind != "peer":
+                raise
+            left_out[contestant.name] = f"it fails: {type(error).__name__}: {one_line(error)[:200]}"
+    return kept, left_out
 
 
-def ratio(ours: Timing, other: Timing) -> tuple[float, float, float]:
-    """Speed of `ours` over `other`, and its 95 % bootstrap interval (prompts resampled, fixed seed)."""
-    pick = np.random.default_rng(0).integers(len(ours.seconds), size=(RESAMPLES, len(ours.seconds)))
+def measure(contestants: Sequence[Contestant], ids: list[int], length: int, number: int) -> dict[str, dict[str, Any]]:
+    """Time every contestant on one prompt (ids), `length` new tokens each.
 
-    def speed(timing: Timing) -> np.ndarray:
-        return np.array(timing.tokens)[pick].sum(1) / np.array(timing.seconds)[pick].sum(1)
-
-    low, high = np.percentile(speed(ours) / speed(other), [2.5, 97.5])
-    return ours.tokens_per_second / other.tokens_per_second, float(low), float(high)
-
-
-def report(timings: Sequence[Timing], references: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a contestant: speed, ratios to the references, acceptance, cost of drafting and verifying, equality."""
-    by_name = {timing.name: timing for timing in timings}
-    rows = []
-    for timing in timings:
-        total = {name: sum(getattr(stats, name) for stats in timing.stats) for name in _SUMS}
-        speculative = bool(timing.stats) and total["drafted"] > 0
-        row: dict[str, Any] = {
-            "name": timing.name,
-            "tokens": sum(timing.tokens),
-            "seconds": sum(timing.seconds),
-            "tokens_per_second": timing.tokens_per_second,
-            "ratios": {name: ratio(timing, by_name[name]) for name in references if name in by_name},
-            "same_ids": sum(a == b for a, b in zip(timing.ids, timings[0].ids, strict=True)),
-            "prompts": len(timing.ids),
-        }
-        if speculative:
-            row |= {
-                "acceptance_rate": total["accepted"] / total["drafted"],
-                "mean_accept_length": total["new_tokens"] / total["rounds"],
-                "mean_skip": total["skipped"] / total["draft_steps"],
-                "serial_depth": total["depth"] / total["draft_steps"],
-                "draft_ms_per_token": 1000 * total["draft_seconds"] / total["draft_steps"],
-                "verify_ms_per_round": 1000 * total["verify_seconds"] / total["rounds"],
-            }
-        rows.append(row)
-    return rows
-
-
-_SUMS = (
-    "drafted",
-    "draft_steps",
-    "accepted",
-    "new_tokens",
-    "rounds",
-    "skipped",
-    "depth",
-    "draft_seconds",
-    "verify_seconds",
-)
-
-
-def raw(timings: Sequence[Timing]) -> list[dict[str, Any]]:
-    """Everything measured, prompt by prompt, ready for JSON."""
-    return [replace(timing, stats=[]).__dict__ | {"stats": [asdict(s) for s in timing.stats]} for timing in timings]
+    Returns:
+        By name: the contestant's description, `seconds` (prompt included), `ids`, and of ours `stats`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for place in turn_order(len(contestants), number):
+        contestant = contestants[place]
+        begin = time.perf_counter()
+        made, stats = contestant.run(ids, length)
+        seconds = time.perf_counter() - begin
+        measured = {"seconds": seconds, "ids": made, "stats": asdict(stats) if stats else None}
+        found[contestant.name] = contestant.describe() | measured
+    return {contestant.name: found[contestant.name] for contestant in contestants}

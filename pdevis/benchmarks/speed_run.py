@@ -1,95 +1,219 @@
-"""The run behind `evaluation/speed/evaluate_speed.py`: load, measure, print, keep."""
+"""The run behind `evaluation/speed/evaluate_speed.py`: load, measure in turn, keep, print.
+
+A unit of work is a prompt with all contestants, the draft-step comparison, or the memory measurement. With --output
+each finished unit goes into the journal (see jobs), and a stopped run can be resumed; without, nothing is written.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from tqdm import tqdm
 
-from pdevis.benchmarks.speed import PROMPTS, measure, our_method, raw, report, transformers_generate
+from pdevis.benchmarks.jobs import Job, Options, execute
+from pdevis.benchmarks.journal import find_journals, read_journals
+from pdevis.benchmarks.output import Output, encode_meta
+from pdevis.benchmarks.peers import NAMES, load_peers, peer_name, unavailable
+from pdevis.benchmarks.provenance import sha256, versions
+from pdevis.benchmarks.speed import PLAIN, Contestant, measure, plain, speculative, warm_up
+from pdevis.benchmarks.speed_memory import measure_memory
+from pdevis.benchmarks.speed_prompts import SpeedPrompt
+from pdevis.benchmarks.speed_steps import measure_steps
+from pdevis.benchmarks.speed_summary import KIND, Entry, summarize
+from pdevis.benchmarks.speed_table import show_speed
+from pdevis.benchmarks.summary_table import make_console
+from pdevis.benchmarks.world import World
 from pdevis.cli import pair_arguments
-from pdevis.models.loading import check_device, find_source, read_model
-from pdevis.pair import load_pair
 from pdevis.records import DraftConfig
 
-PLAIN = "pdevis, target alone"
-THEIRS = "transformers generate"
+if TYPE_CHECKING:
+    from pdevis.pair import SpeculativePair
+
+DRAFT_STEP = "draft-step"
+ASKED = "--without"
 
 
-def name_of(draft: DraftConfig, mode: str, gamma: int) -> str:
-    """A row's name, such as "pdevis, skip planned τ=0.9, γ=4"."""
-    rule = mode if mode == "exact" else f"{mode} {draft.check} τ={draft.threshold:g} W={draft.window}"
-    return f"pdevis, {rule}, γ={gamma}"
+def say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)  # above the bar, where there is one
 
 
-def run_speed(args: Namespace, drafts: Sequence[DraftConfig], gammas: Sequence[int]) -> int:
-    """Measure and report; on CPU, returns 1 where an answer of ours differs from plain decoding, else 0.
+@dataclass
+class SpeedRun:
+    """What is measured, and on what.
+
+    Args:
+        args: of evaluate_speed.py.
+        drafts, gammas: the speculative contestants are all their combinations.
+        prompts: what they continue.
+        without: keys of `NAMES`, "speculative" and "draft-step" that are not wanted.
+    """
+
+    args: Namespace
+    drafts: Sequence[DraftConfig]
+    gammas: Sequence[int | str]
+    prompts: Sequence[SpeedPrompt]
+    without: Sequence[str]
+    memory: dict[str, Any] | None = None
+    totals: dict[str, list[float]] = field(default_factory=dict)  # name -> [tokens, seconds], for the progress bar
+
+    def __post_init__(self) -> None:
+        numbers = [gamma for gamma in self.gammas if isinstance(gamma, int)]
+        self.fixed_gamma = numbers[0] if numbers else 4
+        reasons = dict.fromkeys(self.without, ASKED) | {
+            key: reason
+            for key, reason in unavailable(self.args.drafter_model == "self", self.args.gguf).items()
+            if key not in self.without
+        }
+        self.wanted = [key for key in (*NAMES, DRAFT_STEP, "speculative") if key not in reasons]
+        self.left_out = {
+            peer_name(key, self.fixed_gamma, self.args.gguf) if key in NAMES else key: reason
+            for key, reason in reasons.items()
+        }
+        self.kinds = ["prompt"] * len(self.prompts)
+        self.kinds += [DRAFT_STEP] if DRAFT_STEP in self.wanted else []
+        self.kinds += ["memory"] if self.args.memory else []
+
+    def settings(self) -> dict[str, Any]:
+        """All that has an influence on the results, for the header."""
+        import torch
+
+        args = self.args
+        names = ("target_model", "drafter_model", "target_precision", "draft_precision", "length", "memory")
+        return {
+            **{name: getattr(args, name) for name in names},
+            "drafts": [asdict(draft) for draft in self.drafts],
+            "gammas": list(self.gammas),
+            "prompts": [asdict(prompt) for prompt in self.prompts],
+            "specbench_sha256": sha256(args.specbench) if args.specbench else None,
+            "gguf": args.gguf and {"name": args.gguf.name, "bytes": args.gguf.stat().st_size},
+            "left_out": self.left_out,
+            "threads": torch.get_num_threads(),
+        }
+
+    def load(self, done: frozenset[int] = frozenset()) -> SpeculativePair:
+        """The pair. Memory is measured first, while this process holds no models."""
+        from pdevis.pair import load_pair
+
+        options = pair_arguments(self.args)
+        draft = options.pop("draft")
+        draft = self.drafts[0] if self.drafts else draft
+        if self.args.memory and self.kinds.index("memory") not in done:
+            say("measuring the memory of pdevis alone, in a process of its own")
+            self.memory = measure_memory(options, draft, self.gammas[0], self.args.length)
+        return load_pair(**options, draft=draft, on_progress=say)
+
+    def produce(self, pair: SpeculativePair, units: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+        """(number, entry) of each unit, as it is finished."""
+        kinds = {unit: self.kinds[unit] for unit in units}
+        for unit in [unit for unit, kind in kinds.items() if kind == "memory"]:
+            yield unit, {"kind": "memory", **(self.memory or {"left_out": "not measured"})}
+        if set(kinds.values()) <= {"memory"}:
+            return
+        ids = self._encode(pair)
+        models, context = (self.args.target_model, self.args.drafter_model), max(map(len, ids)) + self.args.length
+        peers = load_peers(self.wanted, pair, models, self.fixed_gamma, self.args.gguf, context, say)
+        entrants: list[Contestant] = [plain(pair), *peers.contestants]
+        if "speculative" in self.wanted:
+            entrants += [speculative(pair, draft, gamma) for draft in self.drafts for gamma in self.gammas]
+        entrants = list({each.name: each for each in entrants}.values())
+        say(f"warming up {len(entrants)} decoders")
+        contestants, failed = warm_up(entrants, ids[0])
+        for unit in [unit for unit, kind in kinds.items() if kind == DRAFT_STEP]:
+            yield unit, {"kind": DRAFT_STEP, **measure_steps(pair, peers.drafter, ids)}
+        for unit in [unit for unit, kind in kinds.items() if kind == "prompt"]:
+            prompt = self.prompts[unit]
+            about = {"question_id": prompt.question_id, "category": prompt.category, "prompt_tokens": len(ids[unit])}
+            measured = measure(contestants, ids[unit], self.args.length, unit)
+            yield (
+                unit,
+                {"kind": "prompt", **about, "left_out": {**peers.left_out, **failed}, "contestants": measured},
+            )
+
+    def note(self, entry: Entry) -> dict[str, str]:
+        """For the progress bar: the fastest of our speculative decoders so far, and its speed over plain decoding."""
+        for name, found in entry.get("contestants", {}).items():
+            if found["kind"] != "peer":
+                total = self.totals.setdefault(name, [0, 0.0])
+                total[0] += len(found["ids"])
+                total[1] += found["seconds"]
+        speeds = {name: tokens / seconds for name, (tokens, seconds) in self.totals.items()}
+        plain_speed = speeds.pop(PLAIN, None)
+        if not speeds or plain_speed is None:
+            return {}
+        best = max(speeds, key=speeds.__getitem__)
+        return {best.removeprefix("pdevis, "): f"{speeds[best] / plain_speed:.2f}x plain"}
+
+    def _encode(self, pair: SpeculativePair) -> list[list[int]]:
+        """Ids of all prompts; all must leave room for the answer, so that all contestants write equally many tokens."""
+        found = []
+        for number, prompt in enumerate(self.prompts, 1):
+            ids = pair.encode(prompt.text)
+            if len(ids) + self.args.length > pair.context_length:
+                raise ValueError(
+                    f"prompt {number} of {len(ids)} tokens and {self.args.length} new ones: must fit in the target's "
+                    f"context of {pair.context_length}"
+                )
+            found.append(ids)
+        return found
+
+
+def run_speed(run: SpeedRun) -> int:
+    """Measure, keep, print; on CPU, returns 1 where greedy ids that must be plain decoding's are not, else 0.
 
     On a GPU kernels for one and for several tokens round differently, and near-ties may fall either way.
+
+    Raises:
+        ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: with --output finished units
+            are kept in the journal; without, what is finished is printed first.
     """
-    output = Path(args.output) if args.output else None
-    if output and (output.is_dir() or not output.parent.is_dir()):
-        raise ValueError(f"--output: {args.output!r} must be a file in a folder that exists")
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    pair = load_pair(**pair_arguments(args) | {"draft": drafts[0]}, on_progress=say)
-    prompts = [pair.encode(prompt) for prompt in PROMPTS[: args.prompts]]
-    contestants = [our_method(pair, PLAIN, "target", drafts[0], 1)]
-    if not args.no_transformers:
-        say("loading the target again for transformers")
-        device = check_device(args.target_device or args.device)
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        contestants.append(transformers_generate(read_model(find_source(args.target_model), dtype, device)))
-    for draft in drafts:
-        pair.configure(draft)
-        names = [(name_of(draft, pair.mode, gamma), gamma) for gamma in gammas]
-        contestants += [our_method(pair, name, "speculative", draft, gamma) for name, gamma in names]
-    timings = measure(contestants, prompts, args.length, say)
-    rows = report(timings, (PLAIN, THEIRS))
-    print_rows(rows)
-    if output:
-        kept = {"settings": vars(args), "pair": pair.describe(), "threads": torch.get_num_threads(), "rows": rows}
-        output.write_text(json.dumps(kept | {"raw": raw(timings)}, indent=1) + "\n")
-    ours = [row for row in rows if row["name"] != THEIRS]
-    return int(pair.target.device.type == "cpu" and any(row["same_ids"] < row["prompts"] for row in ours))
+    header = {"benchmark": KIND, "settings": run.settings(), "versions": versions()}
+    summary = _kept(run, header) if run.args.output else _printed(run, header)
+    show_speed(make_console(), summary)
+    on_cpu = str((summary["pair"] or {}).get("target_device", "cpu")).startswith("cpu")
+    return int(on_cpu and not summary["equality"]["all_equal"])
 
 
-def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(
-        "decoder", "tok/s", "x plain", "x transformers", "α", "length", "skip", "ms/draft", "ms/verify", "same"
+def _kept(run: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
+    args = run.args
+    output = Output(args.output)
+    output.check_writable([path for path in (args.specbench, args.gguf) if path])
+    found = read_journals(find_journals(output.path)) if args.resume else []
+    done = frozenset(unit for each in found for unit in each.entries)
+    job = Job(
+        name="speed",
+        header=header,
+        units=len(run.kinds),
+        produce=run.produce,
+        encode=lambda entries, meta: encode_meta(meta | summarize(entries, meta) | {"entries": list(entries)}),
+        note=run.note,
+        report=lambda entries: ({}, []),
+        group=1,
+        about={"command": sys.argv},
     )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        ratios = [_with_spread(row["ratios"].get(name)) for name in (PLAIN, THEIRS)]
-        counts = [_number(row.get(name), digits) for name, digits in _COLUMNS]
-        table.add_row(
-            row["name"], f"{row['tokens_per_second']:.1f}", *ratios, *counts, f"{row['same_ids']}/{row['prompts']}"
-        )
-    Console(width=160 if not sys.stdout.isatty() else None).print(table)
+    execute(job, output, lambda: run.load(done), Options(args.resume, args.overwrite, args.progress), World())
+    kept = json.loads(output.path.read_text(encoding="utf-8"))
+    return summarize(kept["entries"], kept)
 
 
-_COLUMNS = (
-    ("acceptance_rate", 2),
-    ("mean_accept_length", 2),
-    ("mean_skip", 1),
-    ("draft_ms_per_token", 1),
-    ("verify_ms_per_round", 1),
-)
-
-
-def _with_spread(found: tuple[float, float, float] | None) -> str:
-    return "–" if found is None else f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _printed(run: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
+    pair = run.load()
+    meta = header | {"pair": pair.describe()}
+    entries: dict[int, Entry] = {}
+    units = list(range(len(run.kinds)))
+    bar = tqdm(desc="speed", total=len(units), unit="item", file=sys.stderr, disable=not run.args.progress)
+    try:
+        with bar:
+            for unit, entry in run.produce(pair, units):
+                entries[unit] = entry
+                bar.set_postfix(run.note(entry), refresh=False)
+                bar.update()
+    except KeyboardInterrupt:
+        if any(entry["kind"] == "prompt" for entry in entries.values()):
+            show_speed(make_console(), summarize([entries[unit] for unit in sorted(entries)], meta, partial=True))
+        raise
+    return summarize([entries[unit] for unit in sorted(entries)], meta)

@@ -20,8 +20,9 @@ from rich.markup import escape
 from pdevis.chat import render
 from pdevis.chat.commands import COMMANDS, LeaveChat, dispatch, settings
 from pdevis.chat.session import ChatSession
-from pdevis.cli import Parser, decode_config, nearest, pair_arguments
+from pdevis.cli import Parser, decode_config, pair_arguments
 from pdevis.places import cache_root
+from pdevis.values import nearest
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

@@ -14,8 +14,8 @@ from typing import Any
 
 from pdevis.chat import render, sweep
 from pdevis.chat.session import METHODS, ChatSession
-from pdevis.cli import nearest, parse_value
-from pdevis.records import MODES, DecodeConfig, DraftConfig
+from pdevis.records import AUTO, MODES, DecodeConfig, DraftConfig
+from pdevis.values import gamma_value, nearest, parse_value
 
 
 class LeaveChat(Exception):
@@ -164,7 +164,7 @@ def _setting(
                 raise ValueError(f"/{command}: {error}") from None
             (session.set_draft if drafting else session.set_decode)(**{name: value})
         now = getattr(session.pair.draft if drafting else session.decode, name)
-        note = f" (which is {session.pair.mode} here)" if now == "auto" else ""
+        note = f" (which is {session.pair.mode} here)" if drafting and now == AUTO else ""
         render.line(session.console, f"{command} is {now}{note}" + ("" if argument else f"; {COMMANDS[command].help}"))
 
     return run
@@ -200,7 +200,8 @@ def _gamma(word: str) -> int:
     try:
         return parse_value(DecodeConfig, "gamma", int, word)
     except ValueError as error:
-        raise ValueError(f"/sweep: each gamma: {error}") from None
+        allowed = str(error).removesuffix(f" or {AUTO!r}")  # a sweep draws speed against γ
+        raise ValueError(f"/sweep: each gamma: {allowed}") from None
 
 
 def _save(session: ChatSession, argument: str) -> None:
@@ -218,7 +219,9 @@ COMMANDS: dict[str, Command] = {
     **{method: Command(_toggle(method), f"turn answers of {method} decoding on or off") for method in METHODS},
     "chat": Command(_chat, "turn the chat template on or off"),
     "length": Command(_setting("length", DecodeConfig, "max_new_tokens", int), "limit on an answer's tokens", "N"),
-    "gamma": Command(_setting("gamma", DecodeConfig, "gamma", int), "draft tokens per round, at least 1", "N"),
+    "gamma": Command(
+        _setting("gamma", DecodeConfig, "gamma", gamma_value), "draft tokens per round, at least 1, or auto", "N"
+    ),
     "mode": Command(_setting("mode", DraftConfig, "mode", str), f"drafting mode: {', '.join(MODES)}", "M"),
     "threshold": Command(
         _setting("threshold", DraftConfig, "threshold", float), "cosine above which a layer is redundant, as 0.9", "X"

@@ -85,6 +85,8 @@ def summary(answer: Answer) -> str:
             f"skip {number(stats.mean_skip)} layers",
             f"drafting {percent(draft_share(stats))} of the time",
         ]
+    if stats.fallback_rounds:
+        parts.append(f"{stats.fallback_rounds} of {stats.rounds} rounds plain, since drafting does not pay")
     if answer.interrupted:
         parts.append("stopped")
     elif stats.stop_reason == "length":
@@ -116,7 +118,8 @@ def banner(about: dict[str, Any]) -> str:
     mode = f"mode {about['mode']}"
     if about["mode"] != "exact":
         mode += f", {about['check']}, threshold {about['threshold']:g}, window {about['window']}"
-    return f"target {target} · drafter {drafter} · {mode}"
+    tuned = f" · profile {about['profile']}, {about['threads'] or 'default'} threads" if about.get("profile") else ""
+    return f"target {target} · drafter {drafter} · {mode}{tuned}"
 
 
 def grid(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

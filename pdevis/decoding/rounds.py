@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -56,9 +57,17 @@ class Progress:
         stats.drafted += len(drafted)
         stats.accepted += sum(event.source == "draft" for event in events)
         stats.accept_lengths.append(len(events))
+        stats.draft_lengths.append(len(drafted))
         if stats.stop_reason is None and len(self.confirmed) >= self.end:
             stats.stop_reason = self.at_end
         return events
+
+
+@dataclass
+class Spent:
+    """The length of one phase."""
+
+    seconds: float = 0.0
 
 
 class Clock:
@@ -71,14 +80,15 @@ class Clock:
         self.outside = 0.0  # spent by the consumer between two events
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add what happens inside to `stats.<name>_seconds`."""
-        begin = self._now()
+    def phase(self, name: str) -> Iterator[Spent]:
+        """Add what happens inside to `stats.<name>_seconds`; what is yielded says afterwards how long it took."""
+        spent, begin = Spent(), self._now()
         try:
-            yield
+            yield spent
         finally:
+            spent.seconds = self._now() - begin
             field = f"{name}_seconds"
-            setattr(self.stats, field, getattr(self.stats, field) + self._now() - begin)
+            setattr(self.stats, field, getattr(self.stats, field) + spent.seconds)
             self.stop()
 
     @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pdevis.decoding.rounds import Clock, Progress
+from pdevis.decoding.gamma import GammaPolicy, gamma_policy
+from pdevis.decoding.rounds import Clock, Progress, Spent
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
 from pdevis.records import DecodeConfig, DecodeStats, Draft, TokenEvent
@@ -16,38 +17,53 @@ from pdevis.sampling import Sampler
 
 
 def speculative(
-    verifier: Verifier, drafter: Drafter, prompt: list[int], config: DecodeConfig, stats: DecodeStats
+    verifier: Verifier,
+    drafter: Drafter,
+    prompt: list[int],
+    config: DecodeConfig,
+    stats: DecodeStats,
+    policy: GammaPolicy | None = None,
 ) -> Iterator[TokenEvent]:
     """Decode behind `prompt` (token ids, shorter than the target's context) until EOS or a limit; fills `stats`.
 
-    However the generation ends, finished, closed or failed, both caches are rewound to confirmed tokens.
+    `policy` decides the draft lengths; None: as `config.gamma` says. The drafter reads the prompt when it is first
+    asked for a draft. However the generation ends, finished, closed or failed, both caches are rewound to confirmed
+    tokens.
     """
+    policy = policy or gamma_policy(config)
     progress = Progress(prompt, config, verifier.model.context_length, stats)
     clock = Clock(stats, verifier.model.device, drafter.model.device)
     draws = Sampler(config, drafter.model.device, stream=0)
     judge = Sampler(config, verifier.model.device, stream=1)
-    # A drafter with a shorter context than the target stops helping at its end.
-    sides = (verifier, drafter) if len(prompt) < drafter.model.context_length else (verifier,)
     started: list[Verifier | Drafter] = []  # only their caches hold this prompt
     if progress.done:
         return
     try:
         with clock.phase("prefill"):
-            for side in sides:
-                side.start(prompt, config.reuse_prefix)
-                started.append(side)
+            verifier.start(prompt, config.reuse_prefix)
+            started.append(verifier)
         while not progress.done:
-            draft = Draft([])
-            gamma = min(config.gamma, progress.room, drafter.model.context_length - len(progress.confirmed))
+            draft, drafting = Draft([]), Spent()
+            # A drafter with a shorter context than the target stops helping at its end.
+            limit = min(progress.room, drafter.model.context_length - len(progress.confirmed))
+            gamma = policy.open(limit) if limit > 0 else 0
             if gamma > 0:
-                with clock.phase("draft"):
-                    draft = drafter.draft(progress.confirmed, gamma, draws, progress.eos)
-            with clock.phase("verify"):
+                if drafter not in started:
+                    with clock.phase("prefill"):
+                        drafter.start(progress.confirmed, config.reuse_prefix)
+                        started.append(drafter)
+                with clock.phase("draft") as drafting:
+                    goes_on = policy.goes_on if policy.adaptive else None
+                    draft = drafter.draft(progress.confirmed, gamma, draws, progress.eos, goes_on)
+            with clock.phase("verify") as verifying:
                 verdict = verifier.verify(progress.confirmed, draft, judge)
             events = progress.add(draft.ids, verdict)
             stats.draft_steps += draft.steps
             stats.skipped += draft.skipped
             stats.depth += draft.depth
+            if limit > 0:
+                stats.fallback_rounds += policy.falls_back
+                policy.close(len(draft.ids), verdict.accepted, drafting.seconds, verifying.seconds, draft.steps)
             for side in started:
                 side.settle(progress.confirmed)
             clock.stop()

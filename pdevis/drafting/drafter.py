@@ -8,6 +8,7 @@ Shapes: T = tokens of a forward, G = draft tokens of a round, V = vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -42,14 +43,18 @@ class PlainEngine:
     draft = exact
 
 
-def resolve_mode(config: DraftConfig, model: CausalLM) -> str:
-    """What `config.mode` becomes for this drafter; "auto" on one device is "exact" (README, "Which mode").
+def resolve_mode(config: DraftConfig, model: CausalLM, tuned: str | None = None) -> str:
+    """What `config.mode` becomes for this drafter; "auto" on one device is what a profile has found (`tuned`), else
+    "exact" (README, "Which mode").
 
     Raises:
         ValueError: for skip or parallel on a model whose sublayers cannot be reached.
     """
-    check_mode(config.mode, isinstance(model, DecoderStack))
-    return "exact" if config.mode == "auto" else config.mode
+    reachable = isinstance(model, DecoderStack)
+    check_mode(config.mode, reachable)
+    if config.mode != "auto":
+        return config.mode
+    return tuned if tuned and reachable else "exact"
 
 
 class Drafter:
@@ -77,9 +82,17 @@ class Drafter:
         self.exact_length = self.model.length
 
     @torch.inference_mode()
-    def draft(self, confirmed: list[int], gamma: int, sampler: Sampler, eos: frozenset[int] = frozenset()) -> Draft:
-        """γ >= 1 tokens to follow the confirmed ones, of which at least the last is not in the cache yet.
+    def draft(
+        self,
+        confirmed: list[int],
+        gamma: int,
+        sampler: Sampler,
+        eos: frozenset[int] = frozenset(),
+        goes_on: Callable[[float], bool] | None = None,
+    ) -> Draft:
+        """At most γ >= 1 tokens to follow the confirmed ones, of which at least the last is not in the cache yet.
 
+        `goes_on` is told the probability of each token but the last, and may end the draft behind it.
         The draft ends with an EOS: nothing behind it could be used. On CPU drafting stops there; elsewhere looking
         at a token would wait for the device, so the tokens behind it are drafted and cut off (and counted in `steps`).
         """
@@ -101,6 +114,8 @@ class Drafter:
             skipped += step.skipped
             depth += step.depth
             if self.model.device.type == "cpu" and int(ids) in eos:
+                break
+            if goes_on and drafted + 1 < gamma and not goes_on(_confidence(logits, ids, probs)):
                 break
         tokens = torch.cat(chosen).tolist()
         used = next((place + 1 for place, token in enumerate(tokens) if token in eos), len(tokens))
@@ -125,6 +140,11 @@ class Drafter:
         """Ids as this model can read them: a target with a larger vocabulary may write ids that it lacks."""
         last = self.model.vocab_size - 1
         return [min(token, last) for token in ids]
+
+
+def _confidence(logits: Tensor, ids: Tensor, probs: list[Tensor]) -> float:
+    """The probability of the token just chosen, of logits [V]: under the distribution drawn from, else the softmax."""
+    return float(probs[-1][ids] if probs else (logits[ids].float() - logits.float().logsumexp(-1)).exp())
 
 
 def start_cache(model: CausalLM, prompt: list[int], reuse: bool) -> None:

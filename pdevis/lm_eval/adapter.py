@@ -56,7 +56,7 @@ class Adapter:
 
     Args:
         target: catalog key, hub id or local folder.
-        gamma: draft tokens per round.
+        gamma: draft tokens per round, or "auto".
         method: who answers: speculative, target or drafter. Likelihoods are the target's in any case.
         max_gen_toks: limit on new tokens where a task sets none.
         max_length: context in tokens; None: the target's.
@@ -73,7 +73,7 @@ class Adapter:
     def __init__(
         self,
         target: str | None = None,
-        gamma: int = DecodeConfig.gamma,
+        gamma: int | str = DecodeConfig.gamma,
         method: str = "speculative",
         max_gen_toks: int = MAX_NEW_TOKENS,
         max_length: int | None = None,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from pdevis.cli import nearest
 from pdevis.lm_eval.stops import split_stops
 from pdevis.records import DecodeConfig, DraftConfig
+from pdevis.values import nearest
 
 MODELS = ("drafter", "device", "target_device", "draft_device", "target_precision", "draft_precision")
 RENAMED = {"draft_mode": "mode"}

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pdevis.checks import check_whole
+from pdevis.models.compiled import compile_stack
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.linear import resolve_precision, storage_dtype
 from pdevis.models.loading import (
@@ -37,6 +39,7 @@ class Plan:
     config: Any
     device: torch.device
     precision: str
+    head_rows: int | None = None  # ids that the output head covers
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Built:
     drafter: CausalLM
     tokenizer: Any
     eos_ids: tuple[int, ...]
-    labels: dict[str, str]
+    labels: dict[str, Any]
 
 
 def build_pair(
@@ -58,6 +61,7 @@ def build_pair(
     target_precision: str,
     draft_precision: str,
     mode: str,
+    draft_vocab: int | None,
     say: Callable[[str], None],
 ) -> Built:
     """Load both models; arguments and errors as for `load_pair`. Everything cheap is checked before weights load."""
@@ -87,6 +91,7 @@ def build_pair(
         draft_config,
         devices[1],
         fit_precision(draft_precision, formats[1], draft_config, "draft_precision"),
+        check_draft_vocab(draft_vocab, draft_config),
     )
     tokenizer = read_tokenizer(target_source)
     if not own:
@@ -101,6 +106,7 @@ def build_pair(
         "draft_device": str(devices[1]),
         "target_precision": for_target.precision,
         "draft_precision": for_drafter.precision,
+        "draft_vocab": draft_vocab,
     }
     eos_ids = stop_ids(generation_config, target_config, tokenizer)
     return Built(target_model, draft_model, tokenizer, eos_ids, labels)
@@ -118,7 +124,7 @@ def _load_two(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[
 
 def _load_own(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
     """Both from one reading of the weights, which are shared where format and device are the same."""
-    same = (target.precision, target.device) == (drafter.precision, drafter.device)
+    same = (target.precision, target.device, None) == (drafter.precision, drafter.device, drafter.head_rows)
     if unsupported(target.config) and not same:
         return _load_two(target, drafter, say)
     dtypes = {storage_dtype(target.precision), storage_dtype(drafter.precision)}
@@ -147,7 +153,16 @@ def _wrap(loaded: Any, plan: Plan, consume: bool) -> CausalLM:
     if unsupported(plan.config):
         return HFCausalLM(loaded, plan.precision)
     with told(plan.source, "weights"):  # this is where they reach their device and format
-        return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume))
+        return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume, head_rows=plan.head_rows))
+
+
+def compile_pair(built: Built) -> None:
+    """Have both models' forwards compiled. Raises ValueError for a model that runs through transformers."""
+    for role, model in (("target", built.target), ("drafter", built.drafter)):
+        if not isinstance(model, DecoderStack):
+            raise ValueError(f"compile = True: only for {', '.join(FAMILIES)} with full attention, not for this {role}")
+        compile_stack(model)
+    built.labels["compile"] = True
 
 
 def check_mode(mode: str, has_sublayers: bool) -> None:
@@ -157,6 +172,16 @@ def check_mode(mode: str, has_sublayers: bool) -> None:
             f"mode = {mode!r}: needs a drafter of a family whose layers pdevis runs itself "
             "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"
         )
+
+
+def check_draft_vocab(draft_vocab: int | None, config: Any) -> int | None:
+    """The ids that the drafter's output head is to cover. Raises ValueError where it cannot do with fewer."""
+    if draft_vocab is None:
+        return None
+    check_whole("draft_vocab", draft_vocab, 1)
+    if reason := unsupported(config):
+        raise ValueError(f"draft_vocab = {draft_vocab!r}: must be left out for {reason}")
+    return min(draft_vocab, config.vocab_size)
 
 
 def fit_precision(asked: str, precision: str, config: Any, flag: str) -> str:

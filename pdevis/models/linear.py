@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Linear = Callable[[Tensor], Tensor]
+Linear = Callable[[Tensor], Tensor]  # those of other libraries' kernels also say their `out_features`
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -50,6 +50,7 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), PACKED_ROWS)
         self.bias = bias
+        self.out_features = len(weight)
         self.apply = torch.ops.mkldnn._linear_pointwise.default
         large = weight.numel() * 4 > PAD_BYTES
         self.rows = PAD_ROWS if large and torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
@@ -85,6 +86,7 @@ class Int8Linear:
         finally:
             torch.backends.quantized.engine = engine
         self.bias = bias
+        self.out_features = len(weight)
         vnni = torch.cpu._is_vnni_supported()
         self.step, self.zero = (1 / 127, 128) if vnni else (1 / 63, 64)
         self.apply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
@@ -103,6 +105,7 @@ class Nf4Linear:
 
         self.weight, self.state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
         self.bias = bias
+        self.out_features = len(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         from bitsandbytes import matmul_4bit

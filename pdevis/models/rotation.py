@@ -14,6 +14,7 @@ matrix, applied block by block, stands in the forward (`BlockRotation`), for a f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -69,6 +70,16 @@ class BlockRotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x.reshape(-1, self.block) @ self.matrix).view(x.shape)
+
+
+class TurnedLinear:
+    """A linear layer whose input is turned first; its weight has been turned alike."""
+
+    def __init__(self, turn: BlockRotation, linear: Callable[[Tensor], Tensor]) -> None:
+        self.turn, self.linear = turn, linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.linear(self.turn(x))
 
 
 def _orthogonal(size: int, generator: torch.Generator) -> Tensor:

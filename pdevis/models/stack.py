@@ -48,6 +48,16 @@ class CausalLM(Protocol):
         ...
 
 
+class WholeForward(Protocol):
+    """Another way to run all layers at once."""
+
+    most: int  # tokens
+
+    def run(self, ids: Tensor, start: int) -> Tensor:
+        """Hidden states [T, H] after the last layer of ids [T] from position `start` on; writes the cache."""
+        ...
+
+
 @dataclass(frozen=True)
 class Step:
     """What all layers of one forward share: where its tokens stand, how they turn, what they may see."""
@@ -73,6 +83,7 @@ class DecoderStack:
         self._halves: list[tuple[Tensor, ...]] = []
         self._turns = torch.empty(0)
         self._scale = weights.head_dim**-0.5
+        self.whole: WholeForward | None = None  # runs forwards without a trace, where it is set (compiled.py)
 
     @property
     def length(self) -> int:
@@ -83,6 +94,11 @@ class DecoderStack:
         """Per layer [capacity, 2K, D]; rows beyond `length` are scratch."""
         return self._cache
 
+    @property
+    def turns(self) -> Tensor:
+        """[capacity, D / 2, 2]: cosine and sine of every position's rotary embedding."""
+        return torch.view_as_real(self._turns)
+
     def rewind(self, length: int) -> None:
         assert 0 <= length <= self._length, f"rewind to {length} of {self._length} tokens"
         self._length = length
@@ -92,7 +108,7 @@ class DecoderStack:
     def begin(self, tokens: int) -> Step:
         """Prepare a forward of `tokens` tokens behind the cache; `commit` makes them part of it."""
         start, end = self._length, self._length + tokens
-        self._reserve(end)
+        self.reserve(end)
         w = self.weights
         turn = self._turns.new_ones(tokens, w.heads + 2 * w.kv_heads, w.head_dim // 2)
         turn[:, : w.heads + w.kv_heads] = self._turns[start:end, None]
@@ -143,6 +159,10 @@ class DecoderStack:
 
     def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
         """Append ids [T]; hidden states after the last layer [T, H]. `trace` collects h_0 (embedding) to h_L."""
+        if self.whole and trace is None and len(ids) <= self.whole.most:
+            h = self.whole.run(ids, self._length)
+            self._length += len(ids)
+            return h
         step = self.begin(len(ids))
         h = self.embed(ids)
         if trace is not None:
@@ -165,7 +185,7 @@ class DecoderStack:
     # ---- memory ----
 
     @torch.inference_mode(False)  # so that the cache may be written in and out of inference mode
-    def _reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int) -> None:
         """Make room for `tokens` tokens: cache rows and rotary factors."""
         capacity = len(self._turns)
         if tokens <= capacity:

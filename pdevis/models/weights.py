@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pdevis.models.linear import FORMATS, ROTATED, DenseLinear, Linear, storage_dtype
-from pdevis.models.rotation import BlockRotation, Rotation
+from pdevis.models.rotation import BlockRotation, Rotation, TurnedLinear
 from pdevis.models.shards import StreamedModel
 
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -97,7 +97,12 @@ def unsupported(config: Any) -> str | None:
 
 
 def read_weights(
-    model: Any, precision: str, device: torch.device, consume: bool = False, rotate: bool | None = None
+    model: Any,
+    precision: str,
+    device: torch.device,
+    consume: bool = False,
+    rotate: bool | None = None,
+    head_rows: int | None = None,
 ) -> StackWeights:
     """Build the weights of a stack from a transformers model of a supported family.
 
@@ -107,6 +112,7 @@ def read_weights(
         device: where the weights are to live.
         consume: free each layer of `model` once it is read, so that two copies never stand in memory.
         rotate: rotate the residual stream (rotation.py); None: where the format wants it.
+        head_rows: ids that the output head covers, from 0 on; None: all. A drafter may do with fewer.
 
     Raises:
         ValueError: where the architecture is not one that a stack computes exactly.
@@ -136,7 +142,7 @@ def read_weights(
         return join(weights), join(biases) if biases else None
 
     def reads(norm_weight: Tensor, *modules: torch.nn.Linear, reorder: Callable[[Tensor], Tensor] = _as_is) -> Linear:
-        """A product on the normed residual stream."""
+        """A product on the normed residual stream; `reorder` may also choose rows."""
         weight, bias = fused(modules)
         if rotation:
             weight = rotation.of_rows(weight * place(norm_weight))
@@ -151,8 +157,7 @@ def read_weights(
             weight, bias = rotation.of_columns(weight), None if bias is None else rotation.of_rows(bias)
         if turn is None:
             return FORMATS[precision](weight, bias)
-        linear = FORMATS[precision](turn(weight), bias)
-        return lambda x: linear(turn(x))
+        return TurnedLinear(turn, FORMATS[precision](turn(weight), bias))
 
     def pair_halves(rows: Tensor) -> Tensor:  # [(N + 2K) D, …]: q and k from (half, half) to (pair, pair, …)
         turned = (heads + kv_heads) * head_dim
@@ -195,7 +200,7 @@ def read_weights(
     rotary = model.model.rotary_emb
     embedding = place(filled(model.model.embed_tokens, "model.embed_tokens").weight)
     last_norm = filled(model.model.norm, "model.norm").weight
-    head = reads(last_norm, filled(model.lm_head, "lm_head"))
+    head = reads(last_norm, filled(model.lm_head, "lm_head"), reorder=lambda rows: rows[:head_rows])
     return StackWeights(
         family=config.model_type,
         precision=precision,

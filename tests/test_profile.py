@@ -1,0 +1,178 @@
+"""Profiles: the file, and --profile in every script."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from profile_helpers import SKIP, make_profile, save
+
+from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, decode_config, pair_arguments
+from pdevis.profile import read_profile
+from pdevis.records import DecodeConfig, DraftConfig
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ["appInference.py", *(f"evaluation/{name}/evaluate_{name}.py" for name in ("mmlu", "specbench", "speed"))]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return save(make_profile(), tmp_path / "tuned.json")
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="script")
+    add_model_flags(parser)
+    add_draft_flags(parser)
+    add_decode_flags(parser)
+    return parser
+
+
+def test_what_is_written_is_read_back(file):
+    assert read_profile(file) == make_profile()
+    content = json.loads(file.read_text())
+    assert content["settings"]["draft"]["mode"] == "skip"
+    assert content["candidates"] == []
+    auto = make_profile(gamma="auto", threads=None)
+    assert read_profile(save(auto, file)) == auto
+
+
+def test_a_profile_becomes_the_defaults_and_an_explicit_flag_wins(file, capsys):
+    args = make_parser().parse_args(["--profile", str(file)])
+    wanted = pair_arguments(args)
+    assert (wanted["target"], wanted["drafter"], wanted["device"]) == ("big", "small", "cpu")
+    assert (wanted["draft"], wanted["draft_precision"], wanted["profile"]) == (SKIP, "float64", str(file))
+    assert decode_config(args).gamma == 7
+    argv = ["--gamma", "4", "--threshold=0.9", "--draft-mode", "exact", "--profile", str(file), "--keep_first", "2"]
+    args = make_parser().parse_args(argv)
+    assert decode_config(args).gamma == 4, "the default, but given"
+    assert pair_arguments(args)["draft"] == DraftConfig(mode="exact")
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_profile_nothing_changes():
+    args = make_parser().parse_args([])
+    assert "profile" not in pair_arguments(args)
+    assert decode_config(args) == DecodeConfig()
+
+
+def test_a_device_flag_beats_all_device_flags_of_the_profile(tmp_path):
+    models = make_profile().models | {"target_device": "cuda:1"}
+    file = save(make_profile(models=models), tmp_path / "p.json")
+    assert make_parser().parse_args(["--profile", str(file)]).target_device == "cuda:1"
+    args = make_parser().parse_args(["--profile", str(file), "--device", "cpu"])
+    assert (args.device, args.target_device) == ("cpu", None)
+
+
+def test_a_profile_for_something_else_is_one_line_on_stderr(file, tmp_path, capsys):
+    make_parser().parse_args(["--profile", str(file), "--target_model", "other", "--draft_precision", "int8"])
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "target big, here other; draft_precision float64, here int8" in text
+    moved = save(make_profile(machine={"cpu": "Z80", "cores": 512}), tmp_path / "moved.json")
+    make_parser().parse_args(["--profile", str(moved)])
+    assert "cpu Z80, here" in capsys.readouterr().err
+
+
+def test_the_same_folder_by_another_path_is_no_difference(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    profile = make_profile(target=str(tmp_path / "model"))
+    assert profile.differences({"target": "model", "target_device": "cpu", "draft_precision": "auto"}) == []
+    assert profile.differences({"target": "elsewhere"}) != []
+
+
+def broken(file: Path, change: str) -> None:
+    content = json.loads(file.read_text())
+    if change == "format":
+        del content["format"]
+    elif change == "version":
+        content["version"] = 2
+    elif change == "mode":
+        content["settings"]["draft"]["mode"] = "fast"
+    elif change == "field":
+        content["settings"]["draft"]["speed"] = 1
+    elif change == "gamma":
+        content["settings"]["gamma"] = 0
+    elif change == "threads":
+        content["settings"]["threads"] = 0
+    elif change == "setting":
+        content["settings"]["lengths"] = 3
+    elif change == "costs":
+        del content["costs"]["acceptance"]
+    elif change == "seconds":
+        content["costs"]["draft_seconds"] = -1
+    elif change == "models":
+        content["settings"]["target_model"] = None
+    elif change == "pair":
+        content["pair"] = []
+    text = json.dumps(content)
+    file.write_text(text[:-20] if change == "cut" else "[]" if change == "list" else text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("format", "is no profile of pdevis"),
+        ("list", "is no profile of pdevis"),
+        ("cut", "not JSON"),
+        ("version", "has version 2, must be 1"),
+        ("mode", "mode = 'fast': must be one of"),
+        ("field", "speed"),
+        ("gamma", "gamma = 0"),
+        ("threads", "threads = 0"),
+        ("setting", "unknown setting lengths"),
+        ("costs", "acceptance is missing"),
+        ("seconds", "draft_seconds = -1: must be above 0"),
+        ("models", "target_model = None"),
+        ("pair", "broken profile"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line_and_code_2(file, capsys, change, said):
+    broken(file, change)
+    with pytest.raises(SystemExit) as leaving:
+        make_parser().parse_args(["--profile", str(file)])
+    text = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert text.count("\n") == 1
+    assert text.startswith("error: --profile")
+    assert said in text
+
+
+@pytest.mark.parametrize("name", ["none.json", "."])
+def test_a_file_that_cannot_be_read(tmp_path, capsys, name):
+    with pytest.raises(SystemExit) as leaving:
+        make_parser().parse_args(["--profile", str(tmp_path / name)])
+    assert leaving.value.code == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_takes_a_profile(file, script):
+    parser = runpy.run_path(str(ROOT / script))["build_parser"]()
+    args = parser.parse_args(["--profile", str(file), "--window", "3"])
+    assert (args.target_model, args.draft_mode, args.threshold, args.window) == ("big", "skip", 0.95, 3)
+    assert pair_arguments(args)["profile"] == str(file)
+
+
+def test_flags_that_a_script_hides_are_left_alone(file):
+    parser = runpy.run_path(str(ROOT / "evaluation/ablation/evaluate_ablation.py"))["build_parser"]()
+    args = parser.parse_args(["--profile", str(file)])
+    assert (args.draft_mode, args.gamma, args.keep_first) == (None, None, 1)
+
+
+def test_scripts_are_complete():
+    """Whoever takes a drafter's flags takes --profile: it comes with the models' flags."""
+    for path in [ROOT / "appInference.py", *ROOT.glob("evaluation/*/*.py")]:
+        parser = runpy.run_path(str(path))["build_parser"]()
+        dests = {action.dest for action in parser._actions}
+        assert ("profile" in dests) == ("draft_mode" in dests), path
+
+
+def test_namespaces_made_by_hand_need_no_profile():
+    args = argparse.Namespace(**vars(make_parser().parse_args([])))
+    del args.profile
+    assert "profile" not in pair_arguments(args)
