@@ -106,3 +106,21 @@ def test_one_prompt_as_json(truths):
     assert answer["stats"]["new_tokens"] == len(truths[0])
     assert answer["config"]["target"] == "smollm2-135m"
     assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("role", ["target", "drafter"])
+def test_tokens_at_once_and_one_by_one_have_the_same_bits(pair, role):
+    """A whole forward, not only its products: verification sees exactly the plain decoder's numbers."""
+    if role == "target" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("packed products of one row have a kernel of their own on this CPU")
+    model = getattr(pair, role)
+    ids = torch.randint(0, 40000, (60,), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        model.rewind(0)
+        model.prefill(ids[:20])
+        alone = torch.cat([model.forward(ids[i : i + 1]) for i in range(20, 60)])
+        for tokens in (2, 3, 5, 9):
+            model.rewind(20)
+            pieces = [model.forward(piece) for piece in ids[20:].split(tokens)]
+            assert torch.equal(torch.cat(pieces), alone), tokens
+    pair.reset()

@@ -31,7 +31,7 @@ PACKED_ROWS = 8
 # With AVX-512 a product of 6 rows takes two thirds of the time of a product of one, which runs through another kernel
 # and rounds differently. So fewer rows are filled up: faster, and the same bits alone or among others.
 PAD_ROWS = 6
-PAD_BYTES = 4 << 20  # of a weight; smaller ones stay in the processor's cache and have one kernel
+PAD_BYTES = 3 << 20  # of a weight; smaller ones stay in the processor's cache and round alike anyway
 
 
 class DenseLinear:
@@ -45,14 +45,15 @@ class DenseLinear:
 
 
 class PackedLinear:
-    """float32, reordered once into oneDNN's blocked layout: several rows cost little more than one."""
+    """float32 (or bfloat16), reordered once into oneDNN's blocked layout: several rows cost little more than one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), PACKED_ROWS)
+        weight = weight if weight.dtype == torch.bfloat16 else weight.float()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_ROWS)
         self.bias = bias
         self.out_features = len(weight)
         self.apply = torch.ops.mkldnn._linear_pointwise.default
-        large = weight.numel() * 4 > PAD_BYTES
+        large = weight.nbytes > PAD_BYTES
         self.rows = PAD_ROWS if large and torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -61,6 +62,11 @@ class PackedLinear:
             return self.apply(x, self.packed, self.bias, "none", [], "")
         padded = F.pad(x, (0, 0, 0, self.rows - rows))
         return self.apply(padded, self.packed, self.bias, "none", [], "")[:rows]
+
+
+def bfloat16_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """bfloat16: packed where the CPU multiplies in it, as loaded elsewhere."""
+    return (PackedLinear if weight.device.type == "cpu" and has_bfloat16_units() else DenseLinear)(weight, bias)
 
 
 class Int8Linear:
@@ -115,6 +121,7 @@ class Nf4Linear:
 
 FORMATS: dict[str, Callable[[Tensor, Tensor | None], Linear]] = {
     **dict.fromkeys(DTYPES, DenseLinear),
+    "bfloat16": bfloat16_linear,
     "packed": PackedLinear,
     "int8": Int8Linear,
     "nf4": Nf4Linear,
@@ -125,6 +132,11 @@ ROTATED = ("int8",)  # formats that want the residual stream rotated (rotation.p
 def has_packed() -> bool:
     """Whether this CPU build of torch has the oneDNN kernels that `packed` uses."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers itself (AVX512-BF16 or AMX) and torch's oneDNN uses that."""
+    return has_packed() and torch.cpu._is_avx512_bf16_supported()
 
 
 def has_int8() -> bool:

@@ -20,6 +20,9 @@ from pdevis.models.weights import StackWeights
 
 CHUNK = 512  # tokens of a prompt per forward: bounds the mask and the activations
 FIRST_CAPACITY = 512  # tokens the cache holds at first; it doubles
+# On CPU the attention of up to so many tokens runs token by token: what a row of a larger product rounds to depends on
+# the others there, and verification is to give the plain decoder's bits. It costs a few per cent of a small model.
+ONE_BY_ONE = 17
 
 
 class CausalLM(Protocol):
@@ -65,7 +68,7 @@ class Step:
     start: int
     end: int
     turn: Tensor  # [T, N + 2K, D / 2] complex: the rotary embedding of q and k, 1 for v
-    mask: Tensor | None  # [G T, S], 0 or -inf; None for a single token
+    mask: Tensor | None  # [G T, S], 0 or -inf; None where each token attends by itself
 
 
 class DecoderStack:
@@ -83,6 +86,7 @@ class DecoderStack:
         self._halves: list[tuple[Tensor, ...]] = []
         self._turns = torch.empty(0)
         self._scale = weights.head_dim**-0.5
+        self._one_by_one = ONE_BY_ONE if weights.device.type == "cpu" else 1
         self.whole: WholeForward | None = None  # runs forwards without a trace, where it is set (compiled.py)
 
     @property
@@ -113,7 +117,7 @@ class DecoderStack:
         turn = self._turns.new_ones(tokens, w.heads + 2 * w.kv_heads, w.head_dim // 2)
         turn[:, : w.heads + w.kv_heads] = self._turns[start:end, None]
         mask = None
-        if tokens > 1:
+        if tokens > self._one_by_one:
             rows = torch.full((tokens, end), -torch.inf, dtype=w.dtype, device=self.device).triu_(start + 1)
             mask = rows.repeat(w.heads // w.kv_heads, 1)
         return Step(start, end, turn, mask)
@@ -135,15 +139,19 @@ class DecoderStack:
             qkv[:, :turned] = parts.qk_norm(qkv[:, :turned])
         qkv = _turn(qkv, step.turn)
         self._cache[layer][step.start : step.end] = qkv[:, w.heads :]
-        keys, values = (half.narrow(2, 0, step.end) for half in self._halves[layer])  # [1, K, S, D]
-        if tokens == 1:
-            queries = qkv[:, : w.heads].view(1, w.kv_heads, groups, w.head_dim)
-            mixed = F.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
-            return parts.output(mixed.view(1, -1))
         # The query heads that share a key head become rows of one product: no copies of keys and values.
-        queries = qkv[:, : w.heads].unflatten(1, (w.kv_heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)[None]
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=step.mask, scale=self._scale)
+        queries = qkv[:, : w.heads].unflatten(1, (w.kv_heads, groups))  # [T, K, G, D]
+        if step.mask is None:
+            mixed = [self._attend(queries[i : i + 1], layer, step.start + i + 1) for i in range(tokens)]
+            return parts.output((mixed[0] if tokens == 1 else torch.cat(mixed)).view(tokens, -1))
+        queries = queries.permute(1, 2, 0, 3).flatten(1, 2)[None]
+        mixed = self._attend(queries, layer, step.end, step.mask)
         return parts.output(mixed[0].unflatten(1, (groups, tokens)).permute(2, 0, 1, 3).reshape(tokens, -1))
+
+    def _attend(self, queries: Tensor, layer: int, end: int, mask: Tensor | None = None) -> Tensor:
+        """queries [1, K, rows, D] on the first `end` cache entries of a layer, like [1, K, rows, D]."""
+        keys, values = (half.narrow(2, 0, end) for half in self._halves[layer])  # [1, K, S, D]
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self._scale)
 
     def mlp(self, layer: int, h: Tensor) -> Tensor:
         """The update [T, H] of a layer's MLP on h [T, H]."""
