@@ -21,6 +21,15 @@ def test_on_a_tiny_model(main, tiny_folder, capsys):
     assert "int8" in table
 
 
+def test_on_texts_of_a_file(main, tiny_folder, capsys):
+    file = SCRIPT.parents[2] / "Data" / "samples" / "specbench.jsonl"
+    argv = ["--model", str(tiny_folder("llama")), "--formats", "float32,bfloat16", "--widths", "2"]
+    assert main([*argv, "--specbench", str(file), "--prompts", "3", "--length", "20", "--repeats", "1"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert "1.000" in next(line for line in rows if "float32" in line)
+    assert "1.000" not in next(line for line in rows if "bfloat16" in line)
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

@@ -2,9 +2,11 @@
 
     python evaluation/formats/evaluate_formats.py                                    # the embedded model
     python evaluation/formats/evaluate_formats.py --model FOLDER --formats packed,int8 --widths 1,2,5,9
+    python evaluation/formats/evaluate_formats.py --model FOLDER --formats int8 --specbench FILE --length 192
 
-Prints a table: agreement (share of positions with float32's argmax, on text that float32 wrote), mean KL divergence
-from float32 in nats, and the median milliseconds of a forward of k tokens behind a context of 64, formats in turn.
+Prints a table: agreement (share of positions with float32's argmax, on text that float32 wrote or on the questions of a
+SpecBench file), mean KL divergence from float32 in nats, and the median milliseconds of a forward of k tokens behind a
+context of 64, formats in turn.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from pdevis.cli import DEFAULT_TARGET, Parser, run_main
 
-FORMATS = ("float32", "packed", "int8 without rotation", "int8")
+FORMATS = ("float32", "packed", "bfloat16", "int8 without rotation", "int8")
 
 
 def build_parser() -> Parser:
@@ -25,6 +28,7 @@ def build_parser() -> Parser:
     parser.add_argument("--widths", default="1,2,3,5,8", metavar="LIST", help="tokens at once (default: %(default)s)")
     parser.add_argument("--prompts", type=int, default=10, metavar="N", help="built-in prompts (default: %(default)s)")
     parser.add_argument("--length", type=int, default=64, metavar="N", help="tokens behind each (default: %(default)s)")
+    parser.add_argument("--specbench", type=Path, metavar="FILE", help="read its questions, --length tokens of each")
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="timings of each (default: %(default)s)")
     return parser
 
@@ -34,7 +38,7 @@ def run(args: Namespace) -> None:
     from rich.table import Table
 
     from pdevis.benchmarks.formats import compare_formats
-    from pdevis.benchmarks.speed import PROMPTS
+    from pdevis.benchmarks.speed_prompts import builtin_prompts, specbench_prompts
     from pdevis.models.loading import find_source
 
     formats = args.formats.split(",")
@@ -51,10 +55,13 @@ def run(args: Namespace) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    if args.prompts > len(PROMPTS):
-        raise ValueError(f"--prompts: {args.prompts} must be at most {len(PROMPTS)}, the built-in prompts")
+    if args.specbench:
+        read = [prompt.text for prompt in specbench_prompts(args.specbench, None, args.prompts)]
+    else:
+        builtin_prompts(args.prompts)
+        read = None
     source = find_source(args.model, say)
-    rows = compare_formats(source, formats, args.prompts, args.length, widths, args.repeats, say)
+    rows = compare_formats(source, formats, args.prompts, args.length, widths, args.repeats, say, read)
     table = Table("format", "agreement", "KL", *(f"k={k} ms" for k in widths))
     for row in rows:
         times = [f"{row.milliseconds(k):.1f}" for k in widths]

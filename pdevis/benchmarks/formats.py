@@ -1,8 +1,8 @@
 """What a weight format costs and what it changes: agreement with float32 on real text, and milliseconds for k tokens.
 
-The text is what the float32 model itself writes behind the built-in prompts, so "agreement" is the share of positions
-where the format has the same argmax: the acceptance rate that a drafter in this format can have at best. Formats take
-turns in the timing.
+"Agreement" is the share of positions where the format has float32's argmax. On the text that the float32 model itself
+writes behind the built-in prompts that is the acceptance rate that a drafter in this format can have at best; on texts
+that people wrote it is what the format does to the model. Formats take turns in the timing.
 
 Shapes: T = positions, V = vocabulary.
 """
@@ -50,6 +50,7 @@ def compare_formats(
     widths: Sequence[int],
     repeats: int,
     on_progress: Callable[[str], None],
+    read: Sequence[str] | None = None,
 ) -> list[FormatRow]:
     """Measure each format of a model of a stack's family, on CPU.
 
@@ -58,12 +59,17 @@ def compare_formats(
         prompts, length: how many built-in prompts, and how many tokens of float32 text behind each.
         widths: token counts k to time.
         repeats: timings per format and k.
+        read: texts to compare the formats on, at most `length` tokens of each; None: what float32 writes.
     """
     cpu = torch.device("cpu")
     model, tokenizer = read_model(source, torch.float32, cpu), read_tokenizer(source)
-    on_progress("writing the text in float32")
     reference = DecoderStack(read_weights(model, "float32", cpu))
-    texts = [_write(reference, tokenizer, prompt, length) for prompt in PROMPTS[:prompts]]
+    if read is None:
+        on_progress("writing the text in float32")
+        texts = [_write(reference, tokenizer, prompt, length) for prompt in PROMPTS[:prompts]]
+    else:
+        tokens = [list(tokenizer(text)["input_ids"])[: length + 1] for text in read[:prompts]]
+        texts = [(ids[:1], ids[1:]) for ids in tokens]
     stacks, rows = {}, []
     for name in names:
         on_progress(f"reading {name}")
@@ -76,7 +82,8 @@ def compare_formats(
             count += len(answer)
         rows.append(FormatRow(name, same / count, divergence / count, {k: [] for k in widths}))
     on_progress("timing")
-    ids = torch.tensor((texts[0][0] + texts[0][1]) * 4)
+    words = [token for prompt, answer in texts for token in prompt + answer]
+    ids = torch.tensor(words * (1 + (CONTEXT + max(widths)) // len(words)))
     for _ in range(repeats):
         for row in rows:
             stack = stacks[row.name]
@@ -102,7 +109,8 @@ def _write(stack: DecoderStack, tokenizer: object, prompt: str, length: int) -> 
 def _logits(stack: DecoderStack, prompt: list[int], answer: list[int]) -> Tensor:
     """Logits [T, V] from which the T tokens of the answer are chosen, in float64."""
     stack.rewind(0)
-    stack.prefill(torch.tensor(prompt[:-1]))
+    if prompt[:-1]:
+        stack.prefill(torch.tensor(prompt[:-1]))
     return stack.forward(torch.tensor([prompt[-1], *answer[:-1]])).double()
 
 

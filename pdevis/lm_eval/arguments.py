@@ -10,7 +10,16 @@ from pdevis.lm_eval.stops import split_stops
 from pdevis.records import DecodeConfig, DraftConfig
 from pdevis.values import nearest
 
-MODELS = ("drafter", "device", "target_device", "draft_device", "target_precision", "draft_precision")
+MODELS = (
+    "drafter",
+    "device",
+    "target_device",
+    "draft_device",
+    "target_precision",
+    "draft_precision",
+    "draft_vocab",
+    "compile",
+)
 RENAMED = {"draft_mode": "mode"}
 OWN = ("target", "gamma", "method", "max_gen_toks", "max_length", "seed", "enable_thinking", "think_end_token")
 IGNORED = ("batch_size", "max_batch_size")  # lm_eval passes them to every model; here it is always one sequence

@@ -192,22 +192,28 @@ def read_weights(
             model.fill(module, name)
         return module
 
+    # The largest matrices first: their copies in passing then stand beside nothing else.
+    embedding = place(filled(model.model.embed_tokens, "model.embed_tokens").weight)
+    embedding = rotation.of_rows(embedding) if rotation else embedding
+    if streamed:
+        model.model.embed_tokens.to("meta")
+    last_norm = place(filled(model.model.norm, "model.norm").weight)
+    head = reads(last_norm, filled(model.lm_head, "lm_head"), reorder=lambda rows: rows[:head_rows])
+    if streamed:
+        model.lm_head.to("meta")
     layers = []
     for number, layer in enumerate(model.model.layers):
         layers.append(read_layer(filled(layer, f"model.layers.{number}")))
         if consume or streamed:
             layer.to("meta")
     rotary = model.model.rotary_emb
-    embedding = place(filled(model.model.embed_tokens, "model.embed_tokens").weight)
-    last_norm = filled(model.model.norm, "model.norm").weight
-    head = reads(last_norm, filled(model.lm_head, "lm_head"), reorder=lambda rows: rows[:head_rows])
     return StackWeights(
         family=config.model_type,
         precision=precision,
         device=device,
         dtype=dtype,
         layers=layers,
-        embedding=rotation.of_rows(embedding) if rotation else embedding,
+        embedding=embedding,
         final_norm=norm(last_norm),
         head=head,
         frequencies=rotary.inv_freq.detach().to(device, torch.float32),
