@@ -75,6 +75,22 @@ def test_drafting_that_does_not_pay_is_left_alone_but_for_rare_trials():
     assert seconds / tokens < 1.03, "never slower than plain decoding by more than 3 %"
 
 
+def test_a_dear_prompt_keeps_trials_away_for_longer():
+    cheap, dear = AutoGamma(), AutoGamma()
+    for policy, start in ((cheap, 0.0), (dear, 50.0)):
+        teach(policy, 1, alpha=0.2, draft=0.9)
+        teach(policy, 1, alpha=0.2, draft=0.9)
+        while policy.open(MOST) == 0:
+            policy.close(0, 0, 0.0, 1.0, 0, 0.0)
+        policy.close(2, 0, 1.8, 1.0, 2, start)
+    waits = [0, 0]
+    for i, policy in enumerate((cheap, dear)):
+        while policy.open(MOST) == 0:
+            waits[i] += 1
+            policy.close(0, 0, 0.0, 1.0, 0, 0.0)
+    assert waits[1] > 50 / 0.015 > waits[0]
+
+
 def test_speculation_comes_back_when_it_pays_again():
     policy = AutoGamma()
     teach(policy, 100, alpha=0.1, draft=0.9)

@@ -45,8 +45,10 @@ class GammaPolicy(Protocol):
         """Whether to draft another token, after one that the drafter gave this probability."""
         ...
 
-    def close(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, steps: int) -> None:
-        """Learn from the round that ends."""
+    def close(
+        self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, steps: int, start_seconds: float
+    ) -> None:
+        """Learn from the round that ends; `start_seconds`: the drafter's time for a prompt that it had not read yet."""
         ...
 
 
@@ -65,7 +67,7 @@ class FixedGamma:
     def goes_on(self, confidence: float) -> bool:
         return True
 
-    def close(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, steps: int) -> None:
+    def close(self, *what: float) -> None:
         pass
 
 
@@ -186,7 +188,15 @@ class AutoGamma:
                 return True
         return False
 
-    def close(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, steps: int) -> None:
+    def close(
+        self,
+        drafted: int,
+        accepted: int,
+        draft_seconds: float,
+        verify_seconds: float,
+        steps: int,
+        start_seconds: float = 0.0,
+    ) -> None:
         self._verifies.setdefault(drafted + 1, _recent()).append(verify_seconds)
         if not drafted:
             self._since_plain, self._since_draft = 0, self._since_draft + 1
@@ -203,7 +213,7 @@ class AutoGamma:
         costs = self._measured()
         if costs and costs.best_gamma() == 0:  # how long to keep away from it, so that trying costs little
             plain = costs.verify(1)
-            lost = max(draft_seconds + verify_seconds - (accepted + 1) * plain, 0.0)
+            lost = max(start_seconds + draft_seconds + verify_seconds - (accepted + 1) * plain, 0.0)
             self._pause = max(int(lost / (PROBE_SHARE * plain)), 2 * FIRST)
 
     def costs(self) -> RoundCosts | None:

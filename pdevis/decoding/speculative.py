@@ -43,13 +43,13 @@ def speculative(
             verifier.start(prompt, config.reuse_prefix)
             started.append(verifier)
         while not progress.done:
-            draft, drafting = Draft([]), Spent()
+            draft, starting, drafting = Draft([]), Spent(), Spent()
             # A drafter with a shorter context than the target stops helping at its end.
             limit = min(progress.room, drafter.model.context_length - len(progress.confirmed))
             gamma = policy.open(limit) if limit > 0 else 0
             if gamma > 0:
                 if drafter not in started:
-                    with clock.phase("prefill"):
+                    with clock.phase("prefill") as starting:
                         drafter.start(progress.confirmed, config.reuse_prefix)
                         started.append(drafter)
                 with clock.phase("draft") as drafting:
@@ -63,7 +63,8 @@ def speculative(
             stats.depth += draft.depth
             if limit > 0:
                 stats.fallback_rounds += policy.falls_back
-                policy.close(len(draft.ids), verdict.accepted, drafting.seconds, verifying.seconds, draft.steps)
+                spent = drafting.seconds, verifying.seconds, draft.steps, starting.seconds
+                policy.close(len(draft.ids), verdict.accepted, *spent)
             for side in started:
                 side.settle(progress.confirmed)
             clock.stop()
