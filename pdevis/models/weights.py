@@ -132,7 +132,9 @@ def read_weights(
 
     rotate = precision in ROTATED if rotate is None else rotate
     rotation = Rotation(config.hidden_size) if rotate else None
-    inner = BlockRotation(config.intermediate_size, dtype) if rotate else None
+    inner, mixed = (
+        BlockRotation(size, dtype) if rotate else None for size in (config.intermediate_size, heads * head_dim)
+    )
 
     def fused(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | None]:
         biases = [place(module.bias) for module in modules if module.bias is not None]
@@ -181,7 +183,7 @@ def read_weights(
                 layer.input_layernorm.weight, attention.q_proj, attention.k_proj, attention.v_proj, reorder=pair_halves
             ),
             qk_norm=qk_norm(attention),
-            output=writes(attention.o_proj),
+            output=writes(attention.o_proj, mixed),
             mlp_norm=norm(layer.post_attention_layernorm.weight),
             gate_up=reads(layer.post_attention_layernorm.weight, mlp.gate_proj, mlp.up_proj),
             down=writes(mlp.down_proj, inner),
