@@ -216,11 +216,8 @@ class AutoGamma:
             lost = max(start_seconds + draft_seconds + verify_seconds - (accepted + 1) * plain, 0.0)
             self._pause = max(int(lost / (PROBE_SHARE * plain)), 2 * FIRST)
 
-    def costs(self) -> RoundCosts | None:
-        """What has been measured so far; None before the first round."""
-        return self._measured()
-
     def _measured(self) -> RoundCosts | None:
+        """The costs so far; None before the first draft, where no profile told them."""
         if not self._drafts:
             return self.known
         verify = dict(self.known.verify_seconds) if self.known else {}
