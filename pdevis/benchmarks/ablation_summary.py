@@ -7,7 +7,6 @@ intervals over questions. A cell is on the frontier where no other drafts as fas
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pdevis.benchmarks.bootstrap import LEVEL, RESAMPLES, SEED, Figure, Interval, interval, ratio, ratio_of_ratios
-from pdevis.benchmarks.journal import find_journals, journal_path, read_journals
+from pdevis.benchmarks.journal import find_journals, read_journals, read_result
 from pdevis.benchmarks.questions import output_of
 from pdevis.benchmarks.summary_table import MISSING, NARROW, bounds, number, run_lines, table
 
@@ -47,16 +46,9 @@ def load_grid(path: Path) -> Grid:
     if output is not None:
         return _load_journals(path, output)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = f"; for what has been done: {journal_path(path)}" if journal_path(path).exists() else ""
-        raise ValueError(f"{path}: cannot be read: No such file or directory{hint}") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {error.lineno}: must be JSON: {error.msg}") from None
+        found = read_result(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("cells"), list) or "target" not in found:
         raise ValueError(f"{path}: must be an object with 'target' and 'cells': not the result of evaluate_ablation.py")
     try:

@@ -141,3 +141,18 @@ class Journal:
                 "then run the same command with --resume"
             ) from None
         self._sound += len(line)
+
+
+def read_result(path: Path) -> Any:
+    """The JSON of a result file. Raises ValueError that says what is wrong with it, on one line without its name."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = f"; for what has been done: {journal_path(path)}" if journal_path(path).exists() else ""
+        raise ValueError(f"cannot be read: No such file or directory{hint}") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"must be UTF-8 text: {error.reason} at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: must be JSON: {error.msg}") from None

@@ -5,14 +5,13 @@ python summary/speed/summary_speed.py --input speed.json --output speed_summary.
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.bootstrap import LEVEL, RESAMPLES, SEED
-from pdevis.benchmarks.journal import SUFFIX, journal_path, read_journals
+from pdevis.benchmarks.journal import SUFFIX, read_journals, read_result
 from pdevis.benchmarks.speed_memory import summarize_memory
 from pdevis.benchmarks.speed_rows import by_category, equality, make_rows
 from pdevis.benchmarks.speed_steps import summarize_steps
@@ -104,17 +103,7 @@ def run_speed_summary(args: Namespace) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = f"; for what has been done: {journal_path(path)}" if journal_path(path).exists() else ""
-        raise ValueError(f"cannot be read: No such file or directory{hint}") from None
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"must be UTF-8 text: {error.reason} at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {error.lineno}: must be JSON: {error.msg}") from None
+    found = read_result(path)
     if not isinstance(found, dict):
         raise ValueError("must be a result of evaluate_speed.py: one JSON object")
     return found
