@@ -24,3 +24,9 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
         raise ValueError(
             f"{name} = {value!r}: must be a finite number" + (" of " + " and ".join(bounds) if bounds else "")
         )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r}: must be True or False")

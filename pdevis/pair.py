@@ -9,28 +9,26 @@ Text lives here and above; everything below knows token ids only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from numbers import Integral
 from os import PathLike
 from typing import Any
-
-from jinja2 import TemplateError
 
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter, resolve_mode
-from pdevis.models.build import build_pair, compile_pair
-from pdevis.models.stack import CausalLM
+from pdevis.drafting.remote import RemoteDrafter, RemoteModel
+from pdevis.drafting.workers import Workers
+from pdevis.models.build import Plan, build_model, build_pair, compile_pair
+from pdevis.models.places import use_all_cores
+from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.profile import Profile, read_profile
 from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, Generation
-from pdevis.text import Stream
+from pdevis.text import Prompt, Stream, encode_prompt
 
 METHODS = ("speculative", "target", "drafter")
-Message = dict[str, str]
-Prompt = str | list[Message] | list[int]
 
 
 class SpeculativePair:
@@ -39,7 +37,8 @@ class SpeculativePair:
     Made by `load_pair`, or from parts: any two models that keep the `CausalLM` protocol.
 
     Args:
-        target, drafter: the models; their caches belong to this object.
+        target, drafter: the models; their caches belong to this object. The drafter may be `Workers`, in which case
+            this object ends them (`close`).
         tokenizer: the transformers tokenizer of both.
         eos_ids: ids that end the target's text.
         draft: drafting settings.
@@ -53,7 +52,7 @@ class SpeculativePair:
     def __init__(
         self,
         target: CausalLM,
-        drafter: CausalLM,
+        drafter: CausalLM | Workers,
         tokenizer: Any,
         eos_ids: tuple[int, ...] = (),
         draft: DraftConfig | None = None,
@@ -61,7 +60,8 @@ class SpeculativePair:
         profile: Profile | None = None,
     ) -> None:
         self.target = target
-        self.drafter = drafter
+        self.workers = drafter if isinstance(drafter, Workers) else None
+        self.drafter: CausalLM = RemoteModel(drafter) if isinstance(drafter, Workers) else drafter
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         self.labels = labels or {}
@@ -88,8 +88,13 @@ class SpeculativePair:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
         self._stop_running()
         tuned = self.profile
-        resolved = replace(draft, mode=resolve_mode(draft, self.drafter, tuned and tuned.draft.mode))
-        self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size)
+        devices = len(self.workers.places) if self.workers else 1
+        reachable = self.workers.reachable if self.workers else isinstance(self.drafter, DecoderStack)
+        resolved = replace(draft, mode=resolve_mode(draft, reachable, tuned and tuned.draft.mode, devices))
+        if self.workers:
+            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.workers, resolved, self.drafter)
+        else:
+            self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size)
         # What γ = auto has learnt about these settings is kept while others are tried.
         known = tuned and tuned.costs_for(resolved, self.labels)
         self._auto = self._autos.setdefault(resolved, AutoGamma(known))
@@ -119,27 +124,7 @@ class SpeculativePair:
         Raises:
             ValueError: for an empty prompt, or where the tokenizer has no chat template.
         """
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise ValueError(f"prompt = {prompt!r}: must not be empty")
-            if not chat:
-                return list(self._tokenize(self.tokenizer, prompt)["input_ids"])
-            prompt = [{"role": "user", "content": prompt}]
-        parts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
-        if not parts:
-            raise ValueError("prompt = []: must not be empty")
-        if all(isinstance(part, Integral) for part in parts):
-            return [int(part) for part in parts]
-        for part in parts:
-            if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("role", "content")):
-                raise ValueError(
-                    f'prompt has {part!r}: must be a text, messages {{"role": text, "content": text}}, or token ids'
-                )
-        if not self.tokenizer.chat_template:
-            name = self.labels.get("target", "the target")
-            raise ValueError(f"{name} has no chat template: encode(text, chat=False), or --no-chat")
-        template = self.tokenizer.apply_chat_template
-        return list(self._tokenize(template, parts, add_generation_prompt=True, return_dict=False))
+        return encode_prompt(self.tokenizer, prompt, chat, self.labels.get("target", "the target"))
 
     def stream(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Stream:
         """Decode; iterate the result for a `TokenEvent` per confirmed token.
@@ -164,6 +149,8 @@ class SpeculativePair:
             raise ValueError(
                 f"prompt of {len(ids)} tokens: must be shorter than the context of {model.context_length} tokens"
             )
+        if config.overlap and method == "speculative" and not self.workers:
+            raise ValueError("overlap = True: must be given to load_pair too, which starts the drafter's own process")
         if config.eos_ids is None:
             config = replace(config, eos_ids=self.eos_ids)
         self._stop_running()
@@ -183,13 +170,22 @@ class SpeculativePair:
             pass
         return Generation(stream.ids, stream.text, stream.stats)
 
-    @staticmethod
-    def _tokenize(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call a tokenizer; what it does not take (broken text, roles its template refuses) is the user's to know."""
-        try:
-            return function(*args, **options)
-        except (TypeError, ValueError, TemplateError) as error:
-            raise ValueError(f"the tokenizer refuses this prompt: {error}") from error
+    def close(self) -> None:
+        """End the drafter's own processes, where it has some, and give this process its cores back."""
+        self._stop_running()
+        if self.workers:
+            self.workers.close()
+            use_all_cores()
+
+    def recover(self) -> None:
+        """Go on with the drafter in this process, on one device, when its own processes have failed (`WorkerError`)."""
+        workers, self.workers = self.workers, None
+        if workers:
+            workers.close()
+            use_all_cores()
+            self.drafter = build_model(workers.plan)
+            self.labels["draft_device"] = str(workers.plan.device)
+            self.configure(self._draft)
 
     def _stop_running(self) -> None:
         """Two generations cannot share the caches: a new one ends the one before."""
@@ -211,6 +207,7 @@ def load_pair(
     profile: Profile | str | PathLike[str] | None = None,
     draft_vocab: int | None = None,
     compile: bool = False,
+    overlap: bool = False,
 ) -> SpeculativePair:
     """Load a target and a drafter.
 
@@ -225,6 +222,10 @@ def load_pair(
             what "auto" means for mode and γ. Models, devices, formats and γ are the arguments' alone.
         draft_vocab: the drafter proposes ids below this only, so that its output head is smaller; None: all.
         compile: run whole forwards through torch.compile, in static shapes; the first of each shape takes a while.
+        overlap: start the drafter in a process of its own, so that `DecodeConfig(overlap=True)` can draft ahead.
+
+    A `draft_device` of several devices ("cuda:0,cuda:1", "cpu:0,cpu:1") spreads the drafter's layers over them, in one
+    process each; "cpu:1" is one core, to which what runs there is pinned.
 
     Raises:
         ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that is not there.
@@ -233,6 +234,7 @@ def load_pair(
     if tuned:
         draft = draft or tuned.draft
         tuned.use_threads()
+    say = on_progress or (lambda line: None)
     built = build_pair(
         target,
         drafter,
@@ -242,8 +244,13 @@ def load_pair(
         draft_precision,
         draft.mode if draft else "auto",
         draft_vocab,
-        on_progress or (lambda line: None),
+        overlap,
+        say,
     )
     if compile:
         compile_pair(built)
-    return SpeculativePair(built.target, built.drafter, built.tokenizer, built.eos_ids, draft, built.labels, tuned)
+    model: CausalLM | Workers = built.drafter
+    if isinstance(built.drafter, Plan):
+        say(f"starting the drafter, {drafter} ({built.drafter.precision} on {built.labels['draft_device']})")
+        model = Workers(built.drafter, built.draft_places, built.target.vocab_size, compile=compile)
+    return SpeculativePair(built.target, model, built.tokenizer, built.eos_ids, draft, built.labels, tuned)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pdevis.checks import check_number, check_one_of, check_whole
+from pdevis.checks import check_flag, check_number, check_one_of, check_whole
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from torch import Tensor
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
 AUTO = "auto"
 MODES = (AUTO, "exact", "skip", "parallel")
 CHECKS = ("inline", "planned")
+RATES = ("acceptance_rate", "mean_accept_length", "mean_skip", "serial_depth", "target_idle_per_round")
+RATES += ("drafter_idle_per_round", "decode_seconds", "tokens_per_second")  # derived figures of DecodeStats
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ class DraftConfig:
                 check_whole(name, getattr(self, name), 1)
         check_whole("keep_first", self.keep_first, 0)
         check_whole("keep_last", self.keep_last, 0)
-        if not isinstance(self.calibrate, bool):
-            raise ValueError(f"calibrate = {self.calibrate!r}: must be True or False")
+        check_flag("calibrate", self.calibrate)
         if self.check == "planned" and not self.calibrate and self.mode in ("skip", "parallel"):
             raise ValueError(
                 "check = 'planned' with calibrate = False: must be 'inline', since plans come from calibration passes"
@@ -88,6 +89,7 @@ class DecodeConfig:
         seed: of this generation's own random generators; None: a fresh one.
         eos_ids: ids that end the text; None: the target's generation config, (): nothing ends it before the limit.
         reuse_prefix: keep the caches' entries for the part of the prompt that the last generation shares with it.
+        overlap: the drafter goes on while the target verifies; it must run in a process of its own.
     """
 
     max_new_tokens: int = 128
@@ -98,6 +100,7 @@ class DecodeConfig:
     seed: int | None = None
     eos_ids: tuple[int, ...] | None = None
     reuse_prefix: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         check_whole("max_new_tokens", self.max_new_tokens, 0)
@@ -115,6 +118,7 @@ class DecodeConfig:
             raise ValueError(f"eos_ids = {self.eos_ids!r}: must be a tuple of ids")
         for token in self.eos_ids or ():
             check_whole("eos_ids", token, 0)
+        check_flag("overlap", self.overlap)
 
     @property
     def greedy(self) -> bool:
@@ -130,6 +134,10 @@ class Draft:
     skipped: float = 0.0  # layers taken off the serial path, summed over the draft tokens
     depth: int = 0  # serial sublayer steps, summed over the draft tokens
     steps: int = 0  # drafter forwards: the ids, and those cut off behind an EOS
+    confidences: list[float] = field(default_factory=list)  # what the stopping rule was told
+    seconds: float | None = None  # the drafter's own, where it drafts in a process of its own
+    ahead: bool | None = None  # made while the target verified; None: nothing was drafted ahead
+    idle_seconds: float = 0.0  # the drafter waited so long for this round
 
 
 @dataclass
@@ -158,6 +166,10 @@ class DecodeStats:
     added, bonus included, so that they sum to `new_tokens`; `draft_lengths[i]` counts the tokens drafted for it.
     `fallback_rounds` were decoded plainly because drafting did not pay. `skipped` and `depth` are sums over all
     `draft_steps`, the first one of each round (which comes from an exact pass when calibrating) included.
+
+    `draft_seconds` is how long the target waited for drafts, its idle time. Under overlap `ahead_rounds` found their
+    draft made already, `ahead_dropped` drafts made ahead were thrown away, and `drafter_idle_seconds` is how long the
+    drafter had nothing to do; without, it idles while the target works.
     """
 
     method: str = "speculative"
@@ -171,11 +183,14 @@ class DecodeStats:
     accept_lengths: list[int] = field(default_factory=list)
     draft_lengths: list[int] = field(default_factory=list)
     fallback_rounds: int = 0
+    ahead_rounds: int = 0
+    ahead_dropped: int = 0
     skipped: float = 0.0
     depth: int = 0
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
+    drafter_idle_seconds: float = 0.0
     total_seconds: float = 0.0
     stop_reason: Literal["eos", "length", "context"] | None = None  # None: not finished
 
@@ -197,6 +212,15 @@ class DecodeStats:
         return self.depth / self.draft_steps if self.draft_steps else None
 
     @property
+    def target_idle_per_round(self) -> float | None:
+        """Seconds that the target waited for drafts."""
+        return self.draft_seconds / self.rounds if self.rounds else None
+
+    @property
+    def drafter_idle_per_round(self) -> float | None:
+        return self.drafter_idle_seconds / self.rounds if self.rounds else None
+
+    @property
     def decode_seconds(self) -> float:
         return self.total_seconds - self.prefill_seconds
 
@@ -206,15 +230,7 @@ class DecodeStats:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields and derived rates, ready for JSON."""
-        rates = (
-            "acceptance_rate",
-            "mean_accept_length",
-            "mean_skip",
-            "serial_depth",
-            "decode_seconds",
-            "tokens_per_second",
-        )
-        return asdict(self) | {name: getattr(self, name) for name in rates}
+        return asdict(self) | {name: getattr(self, name) for name in RATES}
 
 
 def sum_stats(parts: Iterable[DecodeStats]) -> DecodeStats:

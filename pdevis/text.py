@@ -1,13 +1,18 @@
-"""Token ids to text, piece by piece, without breaking characters that span several tokens."""
+"""Prompts to token ids, and token ids to text piece by piece, without breaking characters that span several tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
+
+from jinja2 import TemplateError
 
 from pdevis.records import DecodeStats, TokenEvent
 
+Message = dict[str, str]
+Prompt = str | list[Message] | list[int]
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoding makes of the first bytes of a character
 
 
@@ -64,3 +69,34 @@ class Stream(Iterator[TokenEvent]):
 
     def close(self) -> None:
         self._events.close()
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, name: str) -> list[int]:
+    """As `SpeculativePair.encode`; `name` is what to call the model that the tokenizer belongs to."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError(f"prompt = {prompt!r}: must not be empty")
+        if not chat:
+            return list(_tokenize(tokenizer, prompt)["input_ids"])
+        prompt = [{"role": "user", "content": prompt}]
+    parts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
+    if not parts:
+        raise ValueError("prompt = []: must not be empty")
+    if all(isinstance(part, Integral) for part in parts):
+        return [int(part) for part in parts]
+    for part in parts:
+        if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("role", "content")):
+            raise ValueError(
+                f'prompt has {part!r}: must be a text, messages {{"role": text, "content": text}}, or token ids'
+            )
+    if not tokenizer.chat_template:
+        raise ValueError(f"{name} has no chat template: encode(text, chat=False), or --no-chat")
+    return list(_tokenize(tokenizer.apply_chat_template, parts, add_generation_prompt=True, return_dict=False))
+
+
+def _tokenize(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a tokenizer; what it does not take (broken text, roles its template refuses) is the user's to know."""
+    try:
+        return function(*args, **options)
+    except (TypeError, ValueError, TemplateError) as error:
+        raise ValueError(f"the tokenizer refuses this prompt: {error}") from error

@@ -24,10 +24,12 @@ class ScriptedDrafter:
         self.truth, self.pattern, self.prompt = truth, pattern, prompt
         self.settled: list[int] = []
 
-    def start(self, prompt, reuse) -> None:
+    concurrent = False
+
+    def start(self, prompt, config) -> None:
         pass
 
-    def draft(self, confirmed, gamma, sampler, eos, goes_on=None) -> Draft:
+    def draft(self, confirmed, gamma, goes_on=None, room=0) -> Draft:
         place = len(confirmed) - self.prompt
         right = [self.pattern[i % len(self.pattern)] for i in range(gamma)]
         ids = [t if ok else (t + 1) % 250 for t, ok in zip(self.truth[place : place + gamma], right, strict=True)]

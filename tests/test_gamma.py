@@ -6,11 +6,11 @@ import pytest
 import torch
 from decode_helpers import GREEDY, NEW, PROMPT, plain, stack_of
 
-from pdevis.decoding.gamma import MOST, AutoGamma, FixedGamma, RoundCosts, gamma_policy
+from pdevis.decoding.gamma import MOST, AutoGamma, FixedGamma, RoundCosts, RoundTimes, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
-from pdevis.records import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.records import DecodeConfig, DecodeStats, Draft, DraftConfig
 
 AUTO_GREEDY = DecodeConfig(max_new_tokens=NEW, gamma="auto", eos_ids=())
 FLAT = {1: 1.0, 2: 1.0, 17: 1.0}
@@ -20,11 +20,13 @@ def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: fl
     """Rounds in which a share `alpha` of the positions is accepted, at these costs; returns the draft lengths."""
     lengths, debt = [], 0.0
     for _ in range(rounds):
-        most, drafted = policy.open(MOST), 0
+        most, drafted, seen = policy.open(MOST), 0, []
         while drafted < most:
             drafted += 1
-            if drafted < most and not policy.goes_on(confidence):
-                break
+            if drafted < most:
+                seen.append(confidence)
+                if not policy.rule.goes_on(confidence):
+                    break
         accepted = 0
         while accepted < drafted:
             debt += 1 - alpha
@@ -32,7 +34,8 @@ def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: fl
                 debt -= 1
                 break
             accepted += 1
-        policy.close(drafted, accepted, drafted * draft, verify, drafted)
+        made = Draft([0] * drafted, steps=drafted, confidences=seen)
+        policy.close(made, accepted, RoundTimes(drafted * draft, verify))
         lengths.append(drafted)
     return lengths
 
@@ -81,13 +84,13 @@ def test_a_dear_prompt_keeps_trials_away_for_longer():
         teach(policy, 1, alpha=0.2, draft=0.9)
         teach(policy, 1, alpha=0.2, draft=0.9)
         while policy.open(MOST) == 0:
-            policy.close(0, 0, 0.0, 1.0, 0, 0.0)
-        policy.close(2, 0, 1.8, 1.0, 2, start)
+            policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
+        policy.close(Draft([0, 0], steps=2), 0, RoundTimes(1.8, 1.0, start))
     waits = [0, 0]
     for i, policy in enumerate((cheap, dear)):
         while policy.open(MOST) == 0:
             waits[i] += 1
-            policy.close(0, 0, 0.0, 1.0, 0, 0.0)
+            policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
     assert waits[1] > 50 / 0.015 > waits[0]
 
 
@@ -96,15 +99,15 @@ def test_speculation_comes_back_when_it_pays_again():
     teach(policy, 100, alpha=0.1, draft=0.9)
     assert policy.open(MOST) == 0
     assert policy.falls_back
-    policy.close(0, 0, 0.0, 1.0, 0)
+    policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
     assert teach(policy, 3000, alpha=0.95, draft=0.05, confidence=0.95)[-1] >= 3
 
 
 def test_a_draft_ends_where_the_drafter_is_not_sure():
     policy = AutoGamma(RoundCosts(0.1, FLAT, [0.8]))
     assert policy.open(MOST) == MOST
-    assert policy.goes_on(0.99)
-    assert not policy.goes_on(0.02)
+    assert policy.rule.goes_on(0.99)
+    assert not policy.rule.goes_on(0.02)
 
 
 def test_a_profile_spares_the_first_rounds():

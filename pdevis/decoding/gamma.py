@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
-from pdevis.records import AUTO, DecodeConfig
+from pdevis.records import AUTO, DecodeConfig, Draft
 
 MOST = 16  # draft tokens of a round at most
 FIRST = 2  # draft tokens of the very first round, before anything is known
@@ -31,31 +31,34 @@ CLOSE = 1.3  # a speedup below this is close enough to 1 to keep an eye on plain
 PLAIN_EVERY = 64  # rounds between two looks at it
 
 
+@dataclass(frozen=True)
+class RoundTimes:
+    """Seconds of one round; `start`: the drafter's for a prompt that it had not read yet."""
+
+    draft: float
+    verify: float
+    start: float = 0.0
+
+
 class GammaPolicy(Protocol):
     """Decides each round's draft length."""
 
-    adaptive: bool  # whether `goes_on` wants to be asked after each draft token
+    rule: StoppingRule | None  # of the round that has been opened; None: draft all tokens
     falls_back: bool  # whether this round is plain because drafting does not pay
 
     def open(self, limit: int) -> int:
         """Draft tokens of the round that begins, at most `limit` (>= 1); 0: decode plainly."""
         ...
 
-    def goes_on(self, confidence: float) -> bool:
-        """Whether to draft another token, after one that the drafter gave this probability."""
-        ...
-
-    def close(
-        self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float, steps: int, start_seconds: float
-    ) -> None:
-        """Learn from the round that ends; `start_seconds`: the drafter's time for a prompt that it had not read yet."""
+    def close(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
+        """Learn from the round that ends."""
         ...
 
 
 class FixedGamma:
     """γ draft tokens in every round."""
 
-    adaptive = False
+    rule = None
     falls_back = False
 
     def __init__(self, gamma: int) -> None:
@@ -64,10 +67,7 @@ class FixedGamma:
     def open(self, limit: int) -> int:
         return min(self.gamma, limit)
 
-    def goes_on(self, confidence: float) -> bool:
-        return True
-
-    def close(self, *what: float) -> None:
+    def close(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
         pass
 
 
@@ -129,6 +129,40 @@ class _Share:
         return (self.passed + PRIOR_WEIGHT * prior) / (self.tested + PRIOR_WEIGHT)
 
 
+@dataclass
+class StoppingRule:
+    """Whether a draft goes on, token by token; it travels to the process that drafts.
+
+    Args:
+        costs: None: nothing is known yet, and the draft goes on.
+        rate: the best tokens per second known.
+        limit: draft tokens of the round at most.
+        bins: how often tokens of each confidence are accepted.
+    """
+
+    costs: RoundCosts | None
+    rate: float
+    limit: int
+    bins: tuple[_Share, ...]
+    drafted: int = 0
+    reach: float = 1.0  # the probability that all tokens so far are accepted
+
+    def goes_on(self, confidence: float) -> bool:
+        """Whether to draft another token, after one that the drafter gave this probability."""
+        self.drafted += 1
+        if self.costs is None:
+            return True
+        self.reach *= self.bins[_bin(confidence)].estimate(confidence)
+        costs = self.costs
+        gain, reach, now = 0.0, self.reach, costs.verify(self.drafted + 1)
+        for more in range(1, self.limit - self.drafted + 1):
+            reach *= costs.position(self.drafted + more - 1)
+            gain += reach
+            if gain > self.rate * (more * costs.draft_seconds + costs.verify(self.drafted + more + 1) - now):
+                return True
+        return False
+
+
 def _recent() -> deque[float]:
     return deque(maxlen=RECENT)
 
@@ -142,78 +176,50 @@ class AutoGamma:
     """
 
     known: RoundCosts | None = None
-    adaptive: bool = field(default=True, init=False)
+    rule: StoppingRule | None = field(default=None, init=False)
     _drafts: deque[float] = field(default_factory=_recent, init=False)
     _verifies: dict[int, deque[float]] = field(default_factory=dict, init=False)
     _positions: list[_Share] = field(default_factory=lambda: [_Share() for _ in range(MOST)], init=False)
     _bins: list[_Share] = field(default_factory=lambda: [_Share() for _ in range(BINS)], init=False)
-    _confidences: list[float] = field(default_factory=list, init=False)
-    _reach: float = field(default=1.0, init=False)
-    _limit: int = field(default=0, init=False)
     _since_plain: int = field(default=0, init=False)  # rounds
     _since_draft: int = field(default=0, init=False)
     _pause: int = field(default=0, init=False)  # plain rounds before speculation is tried out again
-    _costs: RoundCosts | None = field(default=None, init=False)
-    _rate: float = field(default=0.0, init=False)
     falls_back: bool = field(default=False, init=False)  # whether this round is plain because drafting does not pay
 
     def open(self, limit: int) -> int:
-        self._confidences, self._reach, self._limit = [], 1.0, min(limit, MOST)
-        self._costs = self._measured()
+        limit = min(limit, MOST)
+        costs = self._measured()
         self.falls_back = False
-        if self._costs is None:
+        self.rule = StoppingRule(costs, costs.rate(costs.best_gamma()) if costs else 0.0, limit, tuple(self._bins))
+        if costs is None:
             return min(FIRST, limit)
-        best = self._costs.best_gamma()
-        self._rate = self._costs.rate(best)
-        plain = self._costs.rate(0)
-        if best == 0:
+        if costs.best_gamma() == 0:
             self.falls_back = self._since_draft < self._pause
             return 0 if self.falls_back else min(FIRST, limit)
-        unseen = 1 not in self._costs.verify_seconds
-        if unseen or (self._rate < CLOSE * plain and self._since_plain >= PLAIN_EVERY):
+        unseen = 1 not in costs.verify_seconds
+        if unseen or (self.rule.rate < CLOSE * costs.rate(0) and self._since_plain >= PLAIN_EVERY):
             return 0
-        return self._limit
+        return limit
 
-    def goes_on(self, confidence: float) -> bool:
-        self._confidences.append(confidence)
-        if self._costs is None:
-            return True
-        self._reach *= self._bins[_bin(confidence)].estimate(confidence)
-        costs, drafted = self._costs, len(self._confidences)
-        gain, reach, now = 0.0, self._reach, costs.verify(drafted + 1)
-        for more in range(1, self._limit - drafted + 1):
-            reach *= costs.position(drafted + more - 1)
-            gain += reach
-            if gain > self._rate * (more * costs.draft_seconds + costs.verify(drafted + more + 1) - now):
-                return True
-        return False
-
-    def close(
-        self,
-        drafted: int,
-        accepted: int,
-        draft_seconds: float,
-        verify_seconds: float,
-        steps: int,
-        start_seconds: float = 0.0,
-    ) -> None:
-        self._verifies.setdefault(drafted + 1, _recent()).append(verify_seconds)
+    def close(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
+        drafted = len(draft.ids)
+        self._verifies.setdefault(drafted + 1, _recent()).append(times.verify)
         if not drafted:
             self._since_plain, self._since_draft = 0, self._since_draft + 1
             return
         caught_up = self._since_draft > 0  # this draft's first forward had more to read than a draft token
         self._since_plain, self._since_draft = self._since_plain + 1, 0
         if not caught_up or not self._drafts:
-            self._drafts.append(draft_seconds / steps)
+            self._drafts.append(times.draft / draft.steps)
         for place in range(min(accepted + 1, drafted)):
             passed = place < accepted
             self._positions[min(place, MOST - 1)].add(passed)
-            if place < len(self._confidences):
-                self._bins[_bin(self._confidences[place])].add(passed)
+            if place < len(draft.confidences):
+                self._bins[_bin(draft.confidences[place])].add(passed)
         costs = self._measured()
         if costs and costs.best_gamma() == 0:  # how long to keep away from it, so that trying costs little
             plain = costs.verify(1)
-            lost = max(start_seconds + draft_seconds + verify_seconds - (accepted + 1) * plain, 0.0)
+            lost = max(times.start + times.draft + times.verify - (accepted + 1) * plain, 0.0)
             self._pause = max(int(lost / (PROBE_SHARE * plain)), 2 * FIRST)
 
     def _measured(self) -> RoundCosts | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pdevis.decoding.gamma import GammaPolicy, gamma_policy
+from pdevis.decoding.gamma import GammaPolicy, RoundTimes, gamma_policy
 from pdevis.decoding.rounds import Clock, Progress, Spent
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
@@ -27,19 +27,22 @@ def speculative(
     """Decode behind `prompt` (token ids, shorter than the target's context) until EOS or a limit; fills `stats`.
 
     `policy` decides the draft lengths; None: as `config.gamma` says. The drafter reads the prompt when it is first
-    asked for a draft. However the generation ends, finished, closed or failed, both caches are rewound to confirmed
-    tokens.
+    asked for a draft, or, in a process of its own, while the target does; with `config.overlap` it then goes on
+    drafting while the target verifies. However the generation ends, finished, closed or failed, both caches are
+    rewound to confirmed tokens.
     """
     policy = policy or gamma_policy(config)
     progress = Progress(prompt, config, verifier.model.context_length, stats)
     clock = Clock(stats, verifier.model.device, drafter.model.device)
-    draws = Sampler(config, drafter.model.device, stream=0)
     judge = Sampler(config, verifier.model.device, stream=1)
     started: list[Verifier | Drafter] = []  # only their caches hold this prompt
     if progress.done:
         return
     try:
         with clock.phase("prefill"):
+            if drafter.concurrent:
+                drafter.start(prompt, config)
+                started.append(drafter)
             verifier.start(prompt, config.reuse_prefix)
             started.append(verifier)
         while not progress.done:
@@ -50,21 +53,25 @@ def speculative(
             if gamma > 0:
                 if drafter not in started:
                     with clock.phase("prefill") as starting:
-                        drafter.start(progress.confirmed, config.reuse_prefix)
+                        drafter.start(progress.confirmed, config)
                         started.append(drafter)
                 with clock.phase("draft") as drafting:
-                    goes_on = policy.goes_on if policy.adaptive else None
-                    draft = drafter.draft(progress.confirmed, gamma, draws, progress.eos, goes_on)
+                    goes_on = policy.rule.goes_on if policy.rule else None
+                    room = limit if config.overlap else 0
+                    draft = drafter.draft(progress.confirmed, gamma, goes_on, room)
             with clock.phase("verify") as verifying:
                 verdict = verifier.verify(progress.confirmed, draft, judge)
             events = progress.add(draft.ids, verdict)
             stats.draft_steps += draft.steps
             stats.skipped += draft.skipped
             stats.depth += draft.depth
+            stats.ahead_rounds += draft.ahead is True
+            stats.ahead_dropped += draft.ahead is False
+            stats.drafter_idle_seconds += draft.idle_seconds if drafter.concurrent else verifying.seconds
             if limit > 0:
                 stats.fallback_rounds += policy.falls_back
-                spent = drafting.seconds, verifying.seconds, draft.steps, starting.seconds
-                policy.close(len(draft.ids), verdict.accepted, *spent)
+                own = drafting.seconds if draft.seconds is None else draft.seconds
+                policy.close(draft, verdict.accepted, RoundTimes(own, verifying.seconds, starting.seconds))
             for side in started:
                 side.settle(progress.confirmed)
             clock.stop()

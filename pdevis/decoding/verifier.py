@@ -24,7 +24,7 @@ class Verifier:
     @torch.inference_mode()
     def start(self, prompt: list[int], reuse: bool) -> None:
         """Bring the cache to the prompt without its last token."""
-        start_cache(self.model, prompt, reuse)
+        start_cache(self.model, prompt, reuse, self.model.prefill)
 
     @torch.inference_mode()
     def verify(self, confirmed: list[int], draft: Draft, sampler: Sampler) -> Verdict:

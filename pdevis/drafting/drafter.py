@@ -14,11 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pdevis.drafting.engine import DraftEngine, DraftStep
+from pdevis.drafting.engine import DraftEngine, DraftStep, LaneExecutor, likeliest
 from pdevis.models.build import check_mode
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.stack import CausalLM, DecoderStack
-from pdevis.records import Draft, DraftConfig
+from pdevis.records import DecodeConfig, Draft, DraftConfig
 from pdevis.sampling import Sampler, distribution
 
 
@@ -29,31 +29,48 @@ class Engine(Protocol):
 
     def draft(self, ids: Tensor) -> DraftStep: ...
 
+    def read(self, ids: Tensor) -> None: ...
+
+    def agree(self, ids: Tensor) -> Tensor: ...
+
 
 class PlainEngine:
     """A drafter without access to its sublayers: every forward is exact."""
 
     def __init__(self, model: HFCausalLM) -> None:
         self.model = model
+        self.read = model.prefill
         self.depth = 2 * model.model.config.get_text_config().num_hidden_layers
 
     def exact(self, ids: Tensor) -> DraftStep:
-        return DraftStep(self.model.forward(ids)[-1], 0.0, self.depth)
+        return DraftStep(self.model.forward(ids)[-1:], 0.0, self.depth, self)
 
     draft = exact
 
+    def logits(self, h: Tensor) -> Tensor:
+        return h  # a forward brings them already
 
-def resolve_mode(config: DraftConfig, model: CausalLM, tuned: str | None = None) -> str:
-    """What `config.mode` becomes for this drafter; "auto" on one device is what a profile has found (`tuned`), else
-    "exact" (README, "Which mode").
+    def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+        return likeliest(h[0, :vocab])
+
+    def agree(self, ids: Tensor) -> Tensor:
+        return ids
+
+
+def resolve_mode(config: DraftConfig, reachable: bool, tuned: str | None = None, devices: int = 1) -> str:
+    """What `config.mode` becomes for a drafter whose sublayers are `reachable`, or not.
+
+    "auto" is parallel on several devices; on one it is what a profile has found (`tuned`), else "exact" (README,
+    "Which mode").
 
     Raises:
         ValueError: for skip or parallel on a model whose sublayers cannot be reached.
     """
-    reachable = isinstance(model, DecoderStack)
     check_mode(config.mode, reachable)
     if config.mode != "auto":
         return config.mode
+    if devices > 1:
+        return "parallel"
     return tuned if tuned and reachable else "exact"
 
 
@@ -64,31 +81,36 @@ class Drafter:
         model: the drafter; its cache belongs to this object.
         config: drafting settings with a resolved mode.
         target_vocab: ids from here on are never proposed.
+        lanes: as for `DraftEngine`.
     """
 
-    def __init__(self, model: CausalLM, config: DraftConfig, target_vocab: int) -> None:
+    concurrent = False  # whether it works while the caller does
+
+    def __init__(
+        self, model: CausalLM, config: DraftConfig, target_vocab: int, lanes: LaneExecutor | None = None
+    ) -> None:
         self.model = model
         self.config = config
         self.vocab = min(model.vocab_size, target_vocab)
-        self.engine: Engine = DraftEngine(model, config) if isinstance(model, DecoderStack) else PlainEngine(model)
+        stack = isinstance(model, DecoderStack)
+        self.engine: Engine = DraftEngine(model, config, lanes) if stack else PlainEngine(model)
         self.approximate = config.mode != "exact"  # a draft's cache entries are
         self.redo = self.approximate and config.calibrate
         self.exact_length = 0  # entries from the front that an exact pass has written
+        self.sampler = Sampler(DecodeConfig(), model.device)
+        self.eos: frozenset[int] = frozenset()
 
     @torch.inference_mode()
-    def start(self, prompt: list[int], reuse: bool) -> None:
-        """Bring the cache to the prompt without its last token."""
-        start_cache(self.model, self._known(prompt), reuse)
+    def start(self, prompt: list[int], config: DecodeConfig) -> None:
+        """Begin a generation: bring the cache to the prompt without its last token. `eos_ids` must be set."""
+        self.sampler = Sampler(config, self.model.device, stream=0)
+        self.eos = frozenset(config.eos_ids or ())
+        start_cache(self.model, self._known(prompt), config.reuse_prefix, self.engine.read)
         self.exact_length = self.model.length
 
     @torch.inference_mode()
     def draft(
-        self,
-        confirmed: list[int],
-        gamma: int,
-        sampler: Sampler,
-        eos: frozenset[int] = frozenset(),
-        goes_on: Callable[[float], bool] | None = None,
+        self, confirmed: list[int], gamma: int, goes_on: Callable[[float], bool] | None = None, room: int = 0
     ) -> Draft:
         """At most γ >= 1 tokens to follow the confirmed ones, of which at least the last is not in the cache yet.
 
@@ -96,37 +118,58 @@ class Drafter:
         The draft ends with an EOS: nothing behind it could be used. On CPU drafting stops there; elsewhere looking
         at a token would wait for the device, so the tokens behind it are drafted and cut off (and counted in `steps`).
         """
+        assert room == 0, "drafting ahead takes a process of its own"
+        sampler, eos = self.sampler, self.eos
         ids = torch.tensor(self._known(confirmed[self.model.length :]), device=self.model.device)
-        chosen, probs, skipped, depth = [], [], 0.0, 0
+        chosen, probs, confidences, skipped, depth = [], [], [], 0.0, 0
         for drafted in range(gamma):
             if drafted == 0 and self.redo:
                 step = self.engine.exact(ids)
                 self.exact_length = self.model.length
             else:
                 step = self.engine.draft(ids)
-            logits = step.logits[: self.vocab]
             if sampler.config.greedy:
-                ids = logits.argmax(-1, keepdim=True)  # stays on the device: no synchronisation inside a greedy draft
+                ids, certain = step.best(self.vocab)  # stays on the device: no synchronisation inside a greedy draft
             else:
-                probs.append(distribution(logits[None], sampler.config)[0])
+                probs.append(distribution(step.logits[None, : self.vocab], sampler.config)[0])
                 ids = sampler.draw(probs[-1])
+            ids = self.engine.agree(ids)
             chosen.append(ids)
             skipped += step.skipped
             depth += step.depth
             if self.model.device.type == "cpu" and int(ids) in eos:
                 break
-            if goes_on and drafted + 1 < gamma and not goes_on(_confidence(logits, ids, probs)):
-                break
+            if goes_on and drafted + 1 < gamma:
+                confidences.append(float(probs[-1][ids] if probs else certain.exp()))
+                if not goes_on(confidences[-1]):
+                    break
         tokens = torch.cat(chosen).tolist()
         used = next((place + 1 for place, token in enumerate(tokens) if token in eos), len(tokens))
-        return Draft(tokens[:used], torch.stack(probs[:used]) if probs else None, skipped, depth, len(tokens))
+        drawn_from = torch.stack(probs[:used]) if probs else None
+        return Draft(tokens[:used], drawn_from, skipped, depth, len(tokens), confidences)
+
+    @torch.inference_mode()
+    def guess(self, confirmed: list[int]) -> int:
+        """What the drafter itself would write behind its own draft, taken for confirmed: the target's likeliest token.
+
+        Brings the cache to all of `confirmed`; exactly where drafts are approximate.
+        """
+        if self.redo:
+            self.model.rewind(min(self.model.length, self.exact_length))
+        ids = torch.tensor(self._known(confirmed[self.model.length :]), device=self.model.device)
+        step = self.engine.exact(ids) if self.redo else self.engine.draft(ids)
+        if self.redo:
+            self.exact_length = self.model.length
+        return int(self.engine.agree(step.best(self.vocab)[0]))
 
     def settle(self, confirmed: list[int]) -> None:
         """Rewind to what is right for the confirmed tokens, the last of which the cache never needs.
 
         Entries of accepted draft tokens stay where they count as exact; else the next round's first pass redoes them.
         """
-        keep = min(self.model.length, self.exact_length if self.redo else len(confirmed) - 1)
+        keep = min(self.model.length, len(confirmed) - 1)
+        if self.redo:
+            keep = self.exact_length = min(keep, self.exact_length)
         self.model.rewind(keep)
         self.model.tokens = self._known(confirmed[:keep])
 
@@ -142,13 +185,9 @@ class Drafter:
         return [min(token, last) for token in ids]
 
 
-def _confidence(logits: Tensor, ids: Tensor, probs: list[Tensor]) -> float:
-    """The probability of the token just chosen, of logits [V]: under the distribution drawn from, else the softmax."""
-    return float(probs[-1][ids] if probs else (logits[ids].float() - logits.float().logsumexp(-1)).exp())
-
-
-def start_cache(model: CausalLM, prompt: list[int], reuse: bool) -> None:
-    """Bring a model's cache to the prompt without its last token, from its shared prefix or from nothing."""
+def start_cache(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[[Tensor], None]) -> None:
+    """Bring a model's cache to the prompt without its last token, from its shared prefix or from nothing; `read`
+    appends tokens to it."""
     wanted = prompt[:-1]
     shared = 0
     if reuse:
@@ -158,7 +197,7 @@ def start_cache(model: CausalLM, prompt: list[int], reuse: bool) -> None:
     model.tokens = wanted[:shared]
     if wanted[shared:]:
         try:
-            model.prefill(torch.tensor(wanted[shared:], device=model.device))
+            read(torch.tensor(wanted[shared:], device=model.device))
         except BaseException:  # some chunks may be in the cache, and nobody knows which
             model.rewind(min(shared, model.length))
             raise

@@ -1,7 +1,8 @@
 """Runs one drafter forward under the rules of DESIGN: exactly, after a plan, or with the check inside.
 
 The engine decides what runs together; a `LaneExecutor` runs it. `LocalLanes` runs the lanes of one device one after
-another, which computes what parallel lanes would and counts the serial steps that they would take.
+another, which computes what parallel lanes would and counts the serial steps that they would take; `DeviceLanes`
+(lanes.py) runs them at the same time on several devices.
 
 Shapes: T = tokens of this forward, H = hidden size, V = vocabulary, W = lanes of a window.
 """
@@ -17,25 +18,74 @@ from torch import Tensor
 
 from pdevis.drafting.divergence import similarity, similarity_matrix
 from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan
-from pdevis.models.stack import DecoderStack, Step
+from pdevis.models.stack import CHUNK, DecoderStack, Step
 from pdevis.records import DraftConfig
+
+
+class OutputHead(Protocol):
+    """From hidden states to tokens."""
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Hidden states after the last layer [T, H] -> logits [T, V]."""
+        ...
+
+    def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+        """For h [1, H]: the likeliest id [1] below `vocab`, and its logit minus the logsumexp over those ids."""
+        ...
 
 
 @dataclass(frozen=True)
 class DraftStep:
-    """What one drafter forward brings: the next token's logits [V], and what its serial path was."""
+    """What one drafter forward brings: the last token's hidden state [1, H], and what its serial path was."""
 
-    logits: Tensor
+    hidden: Tensor
     skipped: float
     depth: int
+    head: OutputHead
+
+    @property
+    def logits(self) -> Tensor:
+        """Of the next token [V]."""
+        return self.head.logits(self.hidden)[0]
+
+    def best(self, vocab: int) -> tuple[Tensor, Tensor]:
+        """The likeliest next token [1] below `vocab`, and its log-probability among those."""
+        return self.head.best(self.hidden, vocab)
 
 
-class LaneExecutor(Protocol):
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits [V]: the first of the largest [1], and its log-probability [1]."""
+    best = logits.argmax(-1, keepdim=True)
+    return best, logits[best].float() - logits.float().logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class TracedPass:
+    """What one exact pass saw: which forward it was, its tokens, and cos(h_i, h_j) of its hidden states."""
+
+    step: int
+    tokens: int
+    similarities: list[list[float]]
+
+
+class LaneExecutor(OutputHead, Protocol):
     """Runs the sublayers of one window at the same time, each on its own input; returns their updates in order."""
+
+    def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
+        """All layers, each in its place: as `DecoderStack.run_layers`."""
+        ...
+
+    def prefill(self, ids: Tensor) -> None:
+        """As `DecoderStack.prefill`."""
+        ...
 
     def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]: ...
 
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def agree(self, ids: Tensor) -> Tensor:
+        """The first device's choice of the next token [1]."""
+        ...
 
 
 class LocalLanes:
@@ -43,12 +93,23 @@ class LocalLanes:
 
     def __init__(self, stack: DecoderStack) -> None:
         self.stack = stack
+        self.run_layers = stack.run_layers
+        self.logits = stack.logits
+
+    def prefill(self, ids: Tensor) -> None:
+        self.stack.prefill(ids)
 
     def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]:
         return [self.stack.attention(layer, h, step) for layer, h in zip(layers, inputs, strict=True)]
 
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
         return [self.stack.mlp(layer, h) for layer, h in zip(layers, inputs, strict=True)]
+
+    def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+        return likeliest(self.stack.logits(h)[0, :vocab])
+
+    def agree(self, ids: Tensor) -> Tensor:
+        return ids
 
 
 class DraftEngine:
@@ -68,20 +129,39 @@ class DraftEngine:
         self.layers = len(stack.layers)
         self.free = free_layers(self.layers, config)
         self.schedule = exact_schedule(self.layers)
+        self.agree = self.lanes.agree
+        self.most = CHUNK // config.attention_lanes  # tokens of a forward under a rule
+        self.steps = 0  # drafter forwards so far
+        self.passes: list[TracedPass] | None = None  # collects what exact passes see, where it is set
+
+    def read(self, ids: Tensor) -> None:
+        """Append ids [T] exactly; no logits."""
+        self.lanes.prefill(ids)
 
     def exact(self, ids: Tensor) -> DraftStep:
         """Append ids [T] with every layer in its place; with the planned check, plan the tokens that follow."""
         planned = self.config.mode != "exact" and self.config.check == "planned"
-        trace: list[Tensor] | None = [] if planned else None
-        h = self.stack.run_layers(ids, trace)
+        if len(ids) > CHUNK:
+            self.read(ids[:-CHUNK])
+            ids = ids[-CHUNK:]
+        trace: list[Tensor] | None = [] if planned or self.passes is not None else None
+        h = self.lanes.run_layers(ids, trace)
         if trace is not None:
-            self.schedule = plan(similarity_matrix(trace), self.config)
-        return DraftStep(self.stack.logits(h[-1:])[0], 0.0, 2 * self.layers)
+            similarities = similarity_matrix(trace)
+            if planned:
+                self.schedule = plan(similarities, self.config)
+            if self.passes is not None:
+                self.passes.append(TracedPass(self.steps, len(ids), similarities))
+        self.steps += 1
+        return DraftStep(h[-1:], 0.0, 2 * self.layers, self.lanes)
 
     def draft(self, ids: Tensor) -> DraftStep:
         """Append ids [T] under the configured rule. Inline decisions are made for each token; counts are the last's."""
         if self.config.mode == "exact":
             return self.exact(ids)
+        if len(ids) > self.most:  # confirmed tokens of many plain rounds
+            self.read(ids[:-1])
+            ids = ids[-1:]
         step = self.stack.begin(len(ids))
         h = self.stack.embed(ids)
         if self.config.check == "planned":
@@ -91,7 +171,8 @@ class DraftEngine:
         else:
             h, skipped, depth = self._inline_parallel(h, step)
         self.stack.commit(step)
-        return DraftStep(self.stack.logits(h[-1:])[0], skipped, depth)
+        self.steps += 1
+        return DraftStep(h[-1:], skipped, depth, self.lanes)
 
     def _planned(self, h: Tensor, step: Step) -> Tensor:
         for group in self.schedule.groups:

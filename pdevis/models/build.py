@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pdevis.checks import check_whole
+from pdevis.models.bars import without_bars
 from pdevis.models.compiled import compile_stack
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.linear import resolve_precision, storage_dtype
 from pdevis.models.loading import (
-    check_device,
     check_same_tokenizer,
     find_source,
     read_config,
@@ -22,7 +22,9 @@ from pdevis.models.loading import (
     stop_ids,
     told,
 )
+from pdevis.models.places import Place, beside, find_places, use_cores
 from pdevis.models.shards import stream_model
+from pdevis.models.share import WHOLE, Share
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.models.weights import FAMILIES, read_weights, unsupported
 
@@ -44,10 +46,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Built:
-    """What `build_pair` hands to the façade."""
+    """What `build_pair` hands to the façade; a drafter that is to run elsewhere is a plan still."""
 
     target: CausalLM
-    drafter: CausalLM
+    drafter: CausalLM | Plan
+    draft_places: list[Place]
     tokenizer: Any
     eos_ids: tuple[int, ...]
     labels: dict[str, Any]
@@ -62,11 +65,15 @@ def build_pair(
     draft_precision: str,
     mode: str,
     draft_vocab: int | None,
+    overlap: bool,
     say: Callable[[str], None],
 ) -> Built:
     """Load both models; arguments and errors as for `load_pair`. Everything cheap is checked before weights load."""
     own = drafter == SELF
-    devices = check_device(target_device), check_device(draft_device)
+    (target_place,), places = find_places(target_device, "target_device"), find_places(draft_device, "draft_device")
+    target_cores, places = beside(target_place, places) if overlap else (None, places)
+    away = overlap or len(places) > 1 or places[0].core is not None
+    devices = target_place.device, places[0].device
     formats = [
         resolve_precision(asked, device, role)
         for asked, device, role in zip((target_precision, draft_precision), devices, ("target", "drafter"))
@@ -76,6 +83,7 @@ def build_pair(
     target_config = read_config(target_source)
     draft_config = target_config if own else read_config(draft_source)
     check_mode(mode, not unsupported(draft_config))
+    check_lanes(draft_device, places, draft_config)
     for_target = Plan(
         target,
         "target",
@@ -96,30 +104,48 @@ def build_pair(
     tokenizer = read_tokenizer(target_source)
     if not own:
         check_same_tokenizer(tokenizer, read_tokenizer(draft_source))
-    target_model, draft_model, generation_config = (
-        _load_own(for_target, for_drafter, say) if own else (_load_two(for_target, for_drafter, say))
-    )
+    if target_cores or target_place.core is not None:
+        use_cores(target_cores or [target_place.core])
+    if away:
+        target_model, generation_config = _load_one(for_target, say)
+        draft_model: CausalLM | Plan = for_drafter
+    else:
+        target_model, draft_model, generation_config = (
+            _load_own(for_target, for_drafter, say) if own else (_load_two(for_target, for_drafter, say))
+        )
     labels = {
         "target": target,
         "drafter": drafter,
-        "target_device": str(devices[0]),
-        "draft_device": str(devices[1]),
+        "target_device": ",".join(f"cpu:{core}" for core in target_cores) if target_cores else str(target_place),
+        "draft_device": ",".join(map(str, places)),
         "target_precision": for_target.precision,
         "draft_precision": for_drafter.precision,
         "draft_vocab": draft_vocab,
     }
     eos_ids = stop_ids(generation_config, target_config, tokenizer)
-    return Built(target_model, draft_model, tokenizer, eos_ids, labels)
+    return Built(target_model, draft_model, places, tokenizer, eos_ids, labels)
+
+
+def build_model(plan: Plan, share: Share = WHOLE, compile: bool = False) -> CausalLM:
+    """One model, or one device's share of it."""
+    with without_bars():
+        loaded = _read(plan, storage_dtype(plan.precision), lambda line: None)
+    model = _wrap(loaded, plan, consume=True, share=share)
+    if compile:
+        compile_stack(model)
+    return model
+
+
+def _load_one(plan: Plan, say: Callable[[str], None]) -> tuple[CausalLM, Any]:
+    loaded = _read(plan, storage_dtype(plan.precision), say)
+    generation_config = loaded.generation_config
+    return _wrap(loaded, plan, consume=True), generation_config
 
 
 def _load_two(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
-    models = []
-    for plan in (drafter, target):
-        loaded = _read(plan, storage_dtype(plan.precision), say)
-        generation_config = loaded.generation_config
-        models.append(_wrap(loaded, plan, consume=True))
-        del loaded
-    return models[1], models[0], generation_config
+    draft_model, _ = _load_one(drafter, say)
+    target_model, generation_config = _load_one(target, say)
+    return target_model, draft_model, generation_config
 
 
 def _load_own(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
@@ -149,20 +175,29 @@ def _read(plan: Plan, dtype: torch.dtype, say: Callable[[str], None]) -> Any:
     return streamed or read_model(plan.source, dtype, torch.device("cpu"))
 
 
-def _wrap(loaded: Any, plan: Plan, consume: bool) -> CausalLM:
+def _wrap(loaded: Any, plan: Plan, consume: bool, share: Share = WHOLE) -> CausalLM:
     if unsupported(plan.config):
         return HFCausalLM(loaded, plan.precision)
     with told(plan.source, "weights"):  # this is where they reach their device and format
-        return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume, head_rows=plan.head_rows))
+        weights = read_weights(loaded, plan.precision, plan.device, consume, head_rows=plan.head_rows, share=share)
+        return DecoderStack(weights)
 
 
 def compile_pair(built: Built) -> None:
     """Have both models' forwards compiled. Raises ValueError for a model that runs through transformers."""
     for role, model in (("target", built.target), ("drafter", built.drafter)):
-        if not isinstance(model, DecoderStack):
+        stack = not unsupported(model.config) if isinstance(model, Plan) else isinstance(model, DecoderStack)
+        if not stack:
             raise ValueError(f"compile = True: only for {', '.join(FAMILIES)} with full attention, not for this {role}")
-        compile_stack(model)
+        if isinstance(model, DecoderStack):  # one that runs elsewhere is compiled there
+            compile_stack(model)
     built.labels["compile"] = True
+
+
+def check_lanes(draft_device: str | None, places: Sequence[Place], config: Any) -> None:
+    """Raise ValueError where several devices are given for a drafter that cannot be spread over them."""
+    if len(places) > 1 and (reason := unsupported(config)):
+        raise ValueError(f"draft_device = {draft_device!r}: must be one device for {reason}")
 
 
 def check_mode(mode: str, has_sublayers: bool) -> None:

@@ -37,7 +37,7 @@ def check_device(name: str | None) -> torch.device:
     there = _devices()
     if name is None:
         return torch.device(there[1] if torch.cuda.is_available() else "cpu")
-    text = {"cuda": "cuda:0", "cpu:0": "cpu"}.get(name, name)
+    text = "cuda:0" if name == "cuda" else name
     if text not in there:
         raise ModelLoadError(f"device = {name!r}: must be one of {', '.join(there)} (what this machine has)")
     return torch.device(text)

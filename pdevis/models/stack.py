@@ -204,9 +204,10 @@ class DecoderStack:
         wide = torch.float64 if w.dtype == torch.float64 else torch.float32
         turns = torch.polar(torch.full_like(angles, w.rope_scale, dtype=wide), angles.to(wide))
         grown = []
-        for layer in range(len(self.layers)):
-            rows = torch.zeros(capacity, 2 * w.kv_heads, w.head_dim, dtype=w.dtype, device=self.device)
-            if self._cache:
+        for layer, parts in enumerate(self.layers):
+            here = capacity if parts else 0  # a layer on another device has its cache there
+            rows = torch.zeros(here, 2 * w.kv_heads, w.head_dim, dtype=w.dtype, device=self.device)
+            if parts and self._cache:
                 rows[: self._length] = self._cache[layer][: self._length]
             grown.append(rows)
         # [1, K, capacity, D] views of keys and values, made once: each view costs as much as a small product

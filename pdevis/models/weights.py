@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from pdevis.models.linear import FORMATS, ROTATED, DenseLinear, Linear, storage_dtype
+from pdevis.models.norm import Norm
 from pdevis.models.rotation import BlockRotation, Rotation, TurnedLinear
 from pdevis.models.shards import StreamedModel
+from pdevis.models.share import WHOLE, Share
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not change with the length
@@ -46,10 +48,11 @@ class StackWeights:
     precision: str
     device: torch.device
     dtype: torch.dtype
-    layers: list[Layer]
+    layers: list[Layer | None]  # None: held by another device
     embedding: Tensor  # [V, H]
     final_norm: Norm
-    head: Linear  # [T, H] -> [T, V]
+    head: Linear  # [T, H] -> [T, V], or this device's part of it
+    head_start: int  # the id that its first row stands for
     frequencies: Tensor  # [D / 2] of the rotary embedding, float32
     rope_scale: float
     heads: int
@@ -57,25 +60,6 @@ class StackWeights:
     head_dim: int
     vocab_size: int
     context_length: int
-
-
-class Norm:
-    """RMS norm over the last dimension. On CPU `F.rms_norm` runs as six kernels; these are four."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        size = weight.shape[-1]
-        self.weight = weight
-        self.eps = eps
-        self.lean = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-        if self.lean:  # x / sqrt(mean x^2 + eps) = x sqrt(size) / sqrt(|x|^2 + eps size)
-            self.weight = weight * size**0.5
-            self.floor = torch.tensor((eps * size) ** 0.5, dtype=weight.dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.lean:
-            return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.floor)).mul_(self.weight)
-        wide = x if x.dtype == torch.float64 else x.float()
-        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
 def unsupported(config: Any) -> str | None:
@@ -103,6 +87,7 @@ def read_weights(
     consume: bool = False,
     rotate: bool | None = None,
     head_rows: int | None = None,
+    share: Share = WHOLE,
 ) -> StackWeights:
     """Build the weights of a stack from a transformers model of a supported family.
 
@@ -113,6 +98,7 @@ def read_weights(
         consume: free each layer of `model` once it is read, so that two copies never stand in memory.
         rotate: rotate the residual stream (rotation.py); None: where the format wants it.
         head_rows: ids that the output head covers, from 0 on; None: all. A drafter may do with fewer.
+        share: what to keep of layers and head.
 
     Raises:
         ValueError: where the architecture is not one that a stack computes exactly.
@@ -124,6 +110,7 @@ def read_weights(
     streamed = isinstance(model, StreamedModel)
     dtype = storage_dtype(precision)
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_size = min(head_rows or config.vocab_size, config.vocab_size)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     eps = config.rms_norm_eps
 
@@ -200,12 +187,13 @@ def read_weights(
     if streamed:
         model.model.embed_tokens.to("meta")
     last_norm = place(filled(model.model.norm, "model.norm").weight)
-    head = reads(last_norm, filled(model.lm_head, "lm_head"), reorder=lambda rows: rows[:head_rows])
+    part = share.rows(head_size)
+    head = reads(last_norm, filled(model.lm_head, "lm_head"), reorder=lambda rows: rows[part.start : part.stop])
     if streamed:
         model.lm_head.to("meta")
-    layers = []
+    layers: list[Layer | None] = []
     for number, layer in enumerate(model.model.layers):
-        layers.append(read_layer(filled(layer, f"model.layers.{number}")))
+        layers.append(read_layer(filled(layer, f"model.layers.{number}")) if share.holds(number) else None)
         if consume or streamed:
             layer.to("meta")
     rotary = model.model.rotary_emb
@@ -218,6 +206,7 @@ def read_weights(
         embedding=embedding,
         final_norm=norm(last_norm),
         head=head,
+        head_start=part.start,
         frequencies=rotary.inv_freq.detach().to(device, torch.float32),
         rope_scale=float(rotary.attention_scaling),
         heads=heads,

@@ -18,7 +18,6 @@ import torch
 from pdevis.drafting.divergence import similarity
 from pdevis.drafting.drafter import Drafter
 from pdevis.records import DecodeConfig, DraftConfig
-from pdevis.sampling import Sampler
 from pdevis.tune.timing import now
 
 if TYPE_CHECKING:
@@ -49,14 +48,13 @@ class Rehearsal:
 def rehearse(rehearsal: Rehearsal, model: CausalLM, target_vocab: int, prompt: Sequence[int], text: list[int]) -> None:
     """Draft `text` (ids of the target's, behind `prompt`) round by round, and add up what happens."""
     drafter = Drafter(model, rehearsal.draft, target_vocab)
-    sampler = Sampler(DecodeConfig(), model.device, stream=0)
     stamps: list[float] = []
 
     def go_on(confidence: float) -> bool:
         stamps.append(now(model.device))
         return True
 
-    drafter.start(list(prompt), reuse=False)
+    drafter.start(list(prompt), DecodeConfig())
     done = 0
     before = sum(rehearsal.tested), sum(rehearsal.passed)
     try:
@@ -64,7 +62,7 @@ def rehearse(rehearsal: Rehearsal, model: CausalLM, target_vocab: int, prompt: S
             confirmed = [*prompt, *text[:done]]
             wanted = text[done : done + DRAFTED]
             stamps[:] = [now(model.device)]
-            draft = drafter.draft(confirmed, len(wanted), sampler, goes_on=go_on)
+            draft = drafter.draft(confirmed, len(wanted), go_on)
             stamps.append(now(model.device))
             right = [ours == theirs for ours, theirs in zip(draft.ids, wanted, strict=True)]
             accepted = [*right, False].index(False)

@@ -1,0 +1,249 @@
+"""The processes of a drafter that runs beside the main one: started, spoken to, watched and stopped from here.
+
+One process a device. Each gets every message through a pipe of its own; rank 0 answers. Whatever goes wrong with any of
+them, death, an error, no sign of life, ends all of them and is one `WorkerError`. They end with this process, too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from pdevis.drafting.link import Board
+from pdevis.drafting.server import SHARED, Ready, Seat, run_rank
+from pdevis.models.build import Plan
+from pdevis.models.catalog import ModelLoadError
+from pdevis.models.linear import storage_dtype
+from pdevis.models.places import Place
+from pdevis.models.stack import CHUNK
+from pdevis.models.weights import unsupported
+
+LOAD_SECONDS = 1800.0  # for a drafter's weights to be there
+TIMEOUT = 30.0  # seconds without a sign of life; one is given at every sublayer
+WHOLE_TIMEOUT = 300.0  # the same, where one is given at every forward
+LOOK = 0.5  # seconds between two looks at the signs of life
+STOP_SECONDS = 1.0  # for a process to end by itself
+CLOSING = 2**62  # "letters sent", when no more will come
+
+
+class WorkerError(ConnectionError):
+    """The drafter's processes are gone; the message says why."""
+
+
+class Workers:
+    """The running processes of one drafter.
+
+    Args:
+        plan: the drafter.
+        places: a device for each process, the first of which answers.
+        target_vocab: ids from here on are never proposed.
+        transport: "shared", "gloo" or "nccl"; None: shared memory between CPU cores, nccl between GPUs.
+        compile: as for `load_pair`.
+        timeout: seconds without a sign of life after which a process counts as hung; None: as its forwards allow.
+
+    Raises:
+        ModelLoadError: where the drafter cannot be loaded there. WorkerError: a process dies on the way.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        places: Sequence[Place],
+        target_vocab: int,
+        transport: str | None = None,
+        compile: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        self.plan = plan
+        self.places = list(places)
+        self.reachable = not unsupported(plan.config)  # whether its sublayers are
+        self.timeout = timeout or (TIMEOUT if self.reachable else WHOLE_TIMEOUT)
+        self.number = 0  # of the last message
+        self.answered = 0  # the last message known to be answered
+        transport = transport or ("nccl" if places[0].device.type == "cuda" else SHARED)
+        self.board = Board(len(places), _room(plan, len(places)) if transport == SHARED else 0)
+        self._numbers = self.board.numbers()
+        folder = tempfile.mkdtemp(prefix="pdevis-")
+        context = multiprocessing.get_context("spawn")
+        self.mail: list[Connection] = []
+        self.processes: list[BaseProcess] = []
+        self._end = weakref.finalize(self, _stop, self.processes, self.mail, self._numbers, self.board.sent, folder)
+        try:
+            for rank, place in enumerate(places):
+                ours, theirs = context.Pipe()
+                self.mail.append(ours)
+                rendezvous = str(Path(folder) / "ranks")
+                seat = Seat(
+                    rank,
+                    place,
+                    plan,
+                    target_vocab,
+                    self.board,
+                    transport,
+                    rendezvous,
+                    self.timeout,
+                    compile,
+                )
+                process = context.Process(target=run_rank, args=(seat, theirs), daemon=True, name=f"pdevis-{place}")
+                self.processes.append(process)
+                with _interrupts_later():
+                    process.start()
+                theirs.close()
+            loaded = [self._receive(rank, 0, LOAD_SECONDS) for rank in range(len(places))]
+            self.ready: Ready = loaded[0]
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        return self._end.alive
+
+    def send(self, operation: str, *arguments: Any) -> int:
+        """Tell all ranks to do something; returns the message's number."""
+        if not self.alive:
+            raise WorkerError(f"the drafter on {self._names()} has been stopped")
+        while self.answered < self.number:  # so that nobody waits for room in a pipe that nobody reads
+            self.receive(self.answered + 1)
+        self.number += 1
+        message = operation, self.number, arguments
+        try:
+            with _interrupts_later():
+                self._numbers[self.board.sent] += 1
+                for mail in self.mail:
+                    mail.send(message)
+        except OSError:
+            self._fail(None)
+        return self.number
+
+    def receive(self, number: int) -> Any:
+        """Rank 0's answer to a message; earlier answers that nobody has asked for are thrown away."""
+        while self.answered < number:
+            value = self._receive(0, self.answered + 1, self.timeout)
+            self.answered += 1
+        return value
+
+    def call(self, operation: str, *arguments: Any) -> Any:
+        return self.receive(self.send(operation, *arguments))
+
+    def close(self) -> None:
+        """End all processes; does nothing where they are ended."""
+        self._end()
+
+    def _receive(self, rank: int, number: int, patience: float) -> Any:
+        """The message of that number from a rank, while all processes are watched."""
+        beats, moved = self._beats(), time.monotonic()
+        while True:
+            ready = wait([*self.mail, *(process.sentinel for process in self.processes)], LOOK)
+            for other, mail in enumerate(self.mail):
+                if mail in ready and (other == rank or number > 0):
+                    with _interrupts_later():
+                        kind, found, value = self._read(mail)
+                    if kind == "error":
+                        self._fail(value)
+                    assert (other, found) == (rank, number), f"answer {found} of rank {other}, waiting for {number}"
+                    return value
+            if any(process.sentinel in ready for process in self.processes):
+                self._fail(None)
+            if beats != (beats := self._beats()):
+                moved = time.monotonic()
+            elif time.monotonic() - moved > patience:
+                self._fail(("TimeoutError", f"no sign of life for {patience:g} s", None))
+
+    def _read(self, mail: Connection) -> tuple[str, int, Any]:
+        try:
+            return mail.recv()
+        except (EOFError, OSError):
+            return "error", 0, None
+
+    def _beats(self) -> list[int]:
+        return [self._numbers[self.board.beat_of(rank)] for rank in range(self.board.size)]
+
+    def _fail(self, told: tuple[str, str, int | None] | None) -> None:
+        """End everything and raise what has happened. A rank that died says nothing; those waiting for it complain."""
+        dead = self._dead() if told is None or told[0] == "LinkError" else None
+        self.close()
+        if dead:
+            raise WorkerError(f"the drafter's process on {dead[0]} died ({dead[1]})") from None
+        kind, text, rank = told or ("ConnectionError", "its connection broke", None)
+        where = self._names() if rank is None else str(self.places[rank])
+        if kind == ModelLoadError.__name__:
+            raise ModelLoadError(text) from None
+        if kind in ("OutOfMemoryError", "MemoryError") or "allocate memory" in text:
+            text = f"out of memory: {text}"
+        elif kind not in ("TimeoutError", "LinkError", "ConnectionError"):
+            text = f"{kind}: {text}"
+        raise WorkerError(f"the drafter's process on {where} failed ({text})") from None
+
+    def _dead(self) -> tuple[Place, str] | None:
+        """The place of a process that ended, and how."""
+        wait([process.sentinel for process in self.processes], LOOK)
+        for place, process in zip(self.places, self.processes, strict=False):
+            code = process.exitcode
+            if code is not None and code < 0:
+                with suppress(ValueError):
+                    return place, signal.Signals(-code).name
+            if code:
+                return place, f"exit code {code}"
+        return None
+
+    def _names(self) -> str:
+        return ",".join(map(str, self.places))
+
+
+def _room(plan: Plan, size: int) -> int:
+    """Bytes that one rank contributes to an exchange at most: a chunk of a prompt, or its part of the logits."""
+    config = plan.config
+    if size == 1:
+        return 0
+    numbers = max(CHUNK * config.hidden_size, -(-config.vocab_size // size))
+    return numbers * torch.empty(0, dtype=storage_dtype(plan.precision)).element_size()
+
+
+def _stop(processes: list[BaseProcess], mail: list[Connection], numbers: memoryview, sent: int, folder: str) -> None:
+    """End the processes: kindly, by closing their mail, then by SIGTERM, then by SIGKILL."""
+    with _interrupts_later():
+        numbers[sent] = CLOSING
+        for connection in mail:
+            connection.close()
+        started = [process for process in processes if process.pid is not None]
+        for end in (lambda process: None, BaseProcess.terminate, BaseProcess.kill):
+            for process in started:
+                if process.is_alive():
+                    end(process)
+            deadline = time.monotonic() + STOP_SECONDS
+            for process in started:
+                process.join(max(0.0, deadline - time.monotonic()))
+        for process in started:
+            process.close()
+        processes.clear()
+        mail.clear()
+        for file in Path(folder).glob("*"):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits until a message is out, or in, as a whole."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

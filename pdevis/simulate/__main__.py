@@ -1,0 +1,150 @@
+r"""Work out from traces what drafting would take on other devices and at other thresholds, and what that would bring.
+
+    python -m pdevis.simulate --trace exact.jsonl                                  # 1, 2 and 4 devices
+    python -m pdevis.simulate --trace exact.jsonl parallel.jsonl --thresholds 0.8,0.9,0.95 --link_us 30
+    python -m pdevis.simulate --trace exact.jsonl --devices 1 --mode skip --draft_ms 12 --target_ms 80 --json
+    python -m pdevis.simulate --trace exact.jsonl --overlap --contention 1.3 --plot simulated.png
+
+A trace is what a run writes with --trace FILE. One recorded in mode exact can be simulated under any rule: each round's
+first forward is exact, and the others follow the plan that the recorded similarities give.
+
+The cost model. Decoding reads every weight once, and that is what takes its time: an exact draft step on one device is
+divided among sublayers and head by their weights (--attention_share, --head_share: as measured). On N devices a group
+of A attention lanes takes ceil(A/N) attention times, a batch of M MLPs ceil(M/N) MLP times, the head 1/N. While k
+devices work at once, all that takes 1 + (C - 1)(k - 1)/(N - 1) times as long: C is --contention, 1 for devices of
+their own, above 1 for cores that share memory. Each sublayer step, a whole layer in the exact pass, the head and the
+choice of the token end in an exchange of --link_us, on several devices. Layers that skip leaves out cost nothing.
+
+A round takes its draft and its verification. With --overlap the next draft is made during the verification, behind one
+exact forward that guesses the target's token; where all was accepted and the guess was right (as recorded, else with
+probability β = accepted / tested draft tokens), the round waits for what then remains of it, else for a whole draft.
+The target idles while it waits for drafts; the drafter, while it has nothing to do or makes what is thrown away.
+
+Acceptance is never simulated: it is that of a trace recorded under the same rule, else the first one's, as the table
+says. The table goes to stdout. Exit code: 0, 2 for a mistake in flags or files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pdevis.benchmarks.flags import list_of, one_of
+from pdevis.cli import Parser, run_main
+from pdevis.records import DraftConfig
+from pdevis.values import checked, positive
+
+MODES = ("parallel", "skip", "exact")
+
+
+def number(least: float = 0.0, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
+    """A parser of numbers from `least`, or `above` it, to `most`."""
+    bounds = f"{'above' if above else 'of at least'} {least:g}" + (f" and at most {most:g}" if most < 1e300 else "")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (least < value or (value == least and not above)) or value > most or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number {bounds}")
+        return value
+
+    return parse
+
+
+def build_parser() -> Parser:
+    base = DraftConfig()
+    parser = Parser(prog="python -m pdevis.simulate", description=__doc__)
+    group = parser.add_argument_group("what is known")
+    group.add_argument("--trace", type=Path, nargs="+", required=True, metavar="FILE", help="traces of one pair")
+    # not "profile": that would make its settings the defaults of these flags
+    group.add_argument("--profile", dest="tuned", metavar="FILE", help="times that python -m pdevis.tune has measured")
+    add = group.add_argument
+    add("--draft_ms", type=number(above=True), metavar="X", help="an exact draft step on one device")
+    add("--target_ms", type=number(above=True), metavar="X", help="a target forward, over one token or several")
+    add("--attention_share", type=number(0, 1), metavar="X", help="attention's part of a layer (default: by weights)")
+    add("--head_share", type=number(0, 1), metavar="X", help="the head's part of a draft step (default: by weights)")
+    group = parser.add_argument_group("the drafter's devices")
+    add = group.add_argument
+    add("--devices", type=list_of(positive), default=(1, 2, 4), metavar="LIST", help="numbers (default: 1,2,4)")
+    add("--link_us", type=number(), default=0.0, metavar="X", help="of an exchange among them (default: 0)")
+    add("--contention", type=number(1), default=1.0, metavar="X", help="slowdown when all work at once (default: 1)")
+    add("--overlap", action="store_true", help="the drafter goes on while the target verifies")
+    group = parser.add_argument_group("the rule, with the planned check")
+    add = group.add_argument
+    add(
+        "--mode",
+        type=one_of(*MODES),
+        default="parallel",
+        metavar="MODE",
+        help=f"{', '.join(MODES)} (default: parallel)",
+    )
+    threshold = checked(DraftConfig, "threshold", float)
+    add("--thresholds", type=list_of(threshold), metavar="LIST", help="cosines (default: those recorded in that mode)")
+    for flag, text in (
+        ("--window", "layers that start from one hidden state (default: as many as devices)"),
+        ("--attention_window", "lanes of attention in a group (default: the window)"),
+        ("--mlp_window", "lanes of MLP in a group (default: the window, at most 2)"),
+    ):
+        add(flag, type=checked(DraftConfig, flag[2:], int), metavar="N", help=text)
+    for name in ("keep_first", "keep_last"):
+        kind, default = checked(DraftConfig, name, int), getattr(base, name)
+        text = f"{name[5:]} layers that always run alone (default: {default})"
+        add(f"--{name}", type=kind, default=default, metavar="N", help=text)
+    group = parser.add_argument_group("result")
+    group.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw speedups into a PNG file")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, simulate, print. Raises ValueError on user mistakes."""
+    import json
+
+    from pdevis.benchmarks.summary_script import check_targets
+    from pdevis.benchmarks.summary_table import make_console
+    from pdevis.profile import read_profile
+    from pdevis.simulate.recorded import find_timing, read_traces
+    from pdevis.simulate.report import simulate
+    from pdevis.simulate.show import show_simulation
+
+    for path in args.trace:
+        check_targets(path, {"--plot": args.plot})
+    traces = read_traces(args.trace)
+    profile = None if args.tuned is None else read_profile(args.tuned)
+    result = simulate(traces, find_timing(traces, args.draft_ms, args.target_ms, profile), setup_of(args, traces))
+    if args.plot is not None:
+        from pdevis.simulate.plot import draw_simulation
+
+        draw_simulation(result, args.plot)
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    else:
+        show_simulation(make_console(), result)
+
+
+def setup_of(args: argparse.Namespace, traces: Sequence[Any]) -> Any:
+    """The settings of the flags; thresholds that are not given are those of the traces."""
+    from pdevis.simulate.costs import Machine
+    from pdevis.simulate.report import Setup
+
+    names = ("attention_window", "mlp_window", "keep_first", "keep_last")
+    draft = DraftConfig(mode=args.mode, **{name: getattr(args, name) for name in names})
+    recorded = [trace.rule.threshold for trace in traces if trace.rule.mode == args.mode]
+    thresholds = args.thresholds or tuple(sorted(set(recorded or [traces[0].rule.threshold])))
+    machine = Machine(1, args.link_us / 1e6, args.contention)
+    shares = args.attention_share, args.head_share
+    chosen = () if args.mode == "exact" else thresholds
+    return Setup(draft, chosen, args.devices, args.window, machine, args.overlap, *shares)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, build_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

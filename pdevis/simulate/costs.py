@@ -1,0 +1,101 @@
+"""What one drafter forward costs on N devices: the sublayers on its serial path, the head, and what devices exchange.
+
+It mirrors `drafting.lanes`: layer ℓ lives on device ℓ mod N, so that neighbouring lanes meet different devices; the
+head is cut by vocabulary; after each sublayer step all devices learn all updates. In the exact pass one device runs a
+whole layer, so that only its end is exchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdevis.checks import check_number, check_whole
+from pdevis.drafting.schedule import Schedule
+from pdevis.trace import Sizes
+
+AROUND = 2  # exchanges of a forward beside those of its layers: the head's parts, and the token that all embed next
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The drafter's devices.
+
+    Args:
+        devices: N.
+        link_seconds: of one exchange among them.
+        contention: what all N at once take for the work of one, over what one alone takes; 1: devices of their own.
+    """
+
+    devices: int = 1
+    link_seconds: float = 0.0
+    contention: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_whole("devices", self.devices, 1)
+        check_number("link_seconds", self.link_seconds, 0)
+        check_number("contention", self.contention, 1)
+
+    def slowdown(self, busy: int) -> float:
+        """The factor on what a device takes while `busy` of them work."""
+        return 1 + (self.contention - 1) * (busy - 1) / (self.devices - 1) if self.devices > 1 else 1.0
+
+    def lanes(self, count: int) -> float:
+        """How many times one lane's time `count` lanes take: N run at once, the rest after them."""
+        whole, rest = divmod(count, self.devices)
+        return whole * self.slowdown(self.devices) + (self.slowdown(rest) if rest else 0.0)
+
+    def exchanges(self, count: int) -> float:
+        """Seconds."""
+        return count * self.link_seconds if self.devices > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Seconds of one layer's attention, of its MLP and of the head, over one token on one device."""
+
+    attention: float
+    mlp: float
+    head: float
+    layers: int
+
+    @classmethod
+    def divide(
+        cls,
+        seconds: float,
+        layers: int,
+        sizes: Sizes,
+        attention_share: float | None = None,
+        head_share: float | None = None,
+    ) -> StepCosts:
+        """Divide an exact step by weights read: decoding reads each of them once, which is what takes its time.
+
+        Args:
+            seconds: of an exact step on one device.
+            attention_share: the attention's part of a layer, where it has been measured.
+            head_share: the head's part of the step, likewise.
+        """
+        layer = sizes.attention + sizes.mlp
+        attention = sizes.attention / layer if attention_share is None else attention_share
+        head = sizes.head / (sizes.head + layers * layer) if head_share is None else head_share
+        each = seconds * (1 - head) / layers
+        return cls(attention * each, (1 - attention) * each, head * seconds, layers)
+
+    def exact(self, machine: Machine) -> float:
+        """Seconds of an exact pass: layer after layer, each on one device."""
+        layers = self.layers * (self.attention + self.mlp)
+        return layers + machine.exchanges(self.layers) + self._end(machine)
+
+    def planned(self, schedule: Schedule, machine: Machine) -> float:
+        """Seconds of a forward under a schedule; what it leaves out costs nothing."""
+        seconds = self._end(machine)
+        for group in schedule.groups:
+            lanes = len(group.layers)
+            seconds += self.attention * machine.lanes(lanes)
+            for first in range(0, lanes, group.mlp_lanes):
+                seconds += self.mlp * machine.lanes(min(group.mlp_lanes, lanes - first))
+            seconds += machine.exchanges(group.depth)
+        return seconds
+
+    def _end(self, machine: Machine) -> float:
+        head = self.head / machine.devices * machine.slowdown(machine.devices)
+        return head + machine.exchanges(AROUND)

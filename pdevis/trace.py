@@ -1,0 +1,199 @@
+"""Trace files: what each round of a run did, and what its drafter's hidden states looked like. JSON lines, for
+`python -m pdevis.simulate` (`simulate.reading` reads them):
+
+    {"kind": "pdevis-trace", "version": 1, "pair": {what pair.describe() says}, "layers": L, "sizes": {fields of Sizes}}
+    {"kind": "generation", fields of TracedGeneration}
+    {"kind": "round", "generation": its number, fields of TracedRound, "passes": [{fields of ExactPass}]}
+
+Its one idea: plans look back a few layers only, so of all cos(h_i, h_j) a band along the diagonal is kept. Importing
+this needs no torch.
+
+Shapes: L = layers of the drafter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from pdevis.checks import check_flag, check_number, check_whole
+from pdevis.records import DecodeConfig
+
+KIND, VERSION = "pdevis-trace", 1
+BAND = 16  # layers back; no group is longer
+NEVER = -1.0  # a cosine below every threshold: what lies outside the band is never similar
+DIGITS = 6
+
+Band = Sequence[Sequence[float]]  # [i - 1][d - 1] = cos(h_i, h_(i-d)) for i = 1 … L, d = 1 … min(i, BAND)
+
+
+def band(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
+    """What is kept of cos(h_i, h_j), an (L + 1) x (L + 1) table. A cosine that is no number is never similar."""
+    rows = [[matrix[i][i - back] for back in range(1, min(i, BAND) + 1)] for i in range(1, len(matrix))]
+    return [[round(value, DIGITS) if value == value else NEVER for value in row] for row in rows]
+
+
+def full(rows: Band) -> list[list[float]]:
+    """The table again, as `drafting.schedule.plan` takes it: [L + 1][L + 1], symmetric, 1 on the diagonal."""
+    size = len(rows) + 1
+    matrix = [[NEVER] * size for _ in range(size)]
+    matrix[0][0] = 1.0
+    for i, row in enumerate(rows, 1):
+        matrix[i][i] = 1.0
+        for back, value in enumerate(row, 1):
+            matrix[i][i - back] = matrix[i - back][i] = value
+    return matrix
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Weights of the drafter that one token makes it read: of one layer's attention, of its MLP, of the head."""
+
+    attention: int
+    mlp: int
+    head: int
+
+    def __post_init__(self) -> None:
+        for name in ("attention", "mlp", "head"):
+            check_whole(name, getattr(self, name), 0)
+        check_whole("attention + mlp", self.attention + self.mlp, 1)
+
+
+@dataclass(frozen=True)
+class ExactPass:
+    """One exact forward of the drafter: its place in the round from 0, its tokens, and their mean similarities."""
+
+    step: int
+    tokens: int
+    similarities: Band
+
+    def __post_init__(self) -> None:
+        check_whole("step", self.step, 0)
+        check_whole("tokens", self.tokens, 1)
+
+
+@dataclass(frozen=True)
+class TracedRound:
+    """One round. `draft_seconds`: the target waited so long. `ahead`: the draft was made during the last verification;
+    `guessed`: the drafter's guess of the token that the target added was right. None: did not arise."""
+
+    drafted: int
+    accepted: int
+    steps: int
+    depth: int
+    draft_seconds: float
+    verify_seconds: float
+    ahead: bool | None = None
+    guessed: bool | None = None
+    passes: tuple[ExactPass, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("drafted", "accepted", "steps", "depth"):
+            check_whole(name, getattr(self, name), 0)
+        if self.accepted > self.drafted:
+            raise ValueError(f"accepted = {self.accepted}: must be at most {self.drafted}, the tokens drafted")
+        if self.drafted > self.steps:
+            raise ValueError(f"steps = {self.steps}: must be at least {self.drafted}, the tokens drafted")
+        for name in ("draft_seconds", "verify_seconds"):
+            check_number(name, getattr(self, name), 0)
+        for name in ("ahead", "guessed"):
+            if getattr(self, name) is not None:
+                check_flag(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class TracedGeneration:
+    """The settings and rounds of one generation."""
+
+    number: int
+    prompt_tokens: int
+    gamma: int | str
+    temperature: float
+    overlap: bool
+    rounds: tuple[TracedRound, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_whole("number", self.number, 0)
+        check_whole("prompt_tokens", self.prompt_tokens, 0)
+        DecodeConfig(gamma=self.gamma, temperature=self.temperature, overlap=self.overlap)
+
+
+class TraceWriter:
+    """Writes a trace while a run decodes, every line at once.
+
+    Args:
+        path: of a file that is not there yet. It is made by `open`.
+
+    Raises:
+        ValueError: for a path that cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file: TextIOWrapper | None = None
+        self._header: dict[str, Any] = {}
+        if self.path.exists():
+            raise ValueError(f"--trace {self.path}: is there already; name a new file")
+        if not self.path.parent.is_dir():
+            raise ValueError(f"--trace {self.path}: the folder {self.path.parent} does not exist; make it first")
+
+    def open(self, *, pair: Mapping[str, Any], layers: int, sizes: Sizes) -> None:
+        """Write the header; once more with the same values does nothing.
+
+        Raises:
+            ValueError: where anything has changed, since one file tells of one pair and rule.
+        """
+        header = {"pair": dict(pair), "layers": layers, "sizes": vars(sizes)}
+        if self._file is None:
+            try:
+                self._file = self.path.open("x", encoding="utf-8")
+            except FileExistsError:
+                raise ValueError(f"--trace {self.path}: is there already; name a new file") from None
+            self._header = header
+            self._write({"kind": KIND, "version": VERSION} | header)
+        elif header != self._header:
+            old, new = self._header["pair"] | self._header, header["pair"] | header
+            name = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+            change = f"{name} has changed from {old.get(name)!r} to {new.get(name)!r}"
+            raise ValueError(f"--trace {self.path}: {change}; a trace holds one pair and rule, name a new file")
+
+    def generation(
+        self, *, number: int, prompt_tokens: int, gamma: int | str, temperature: float, overlap: bool
+    ) -> None:
+        made = TracedGeneration(number, prompt_tokens, gamma, temperature, overlap)
+        self._write({"kind": "generation"} | {name: value for name, value in vars(made).items() if name != "rounds"})
+
+    def round(
+        self,
+        *,
+        generation: int,
+        drafted: int,
+        accepted: int,
+        steps: int,
+        depth: int,
+        draft_seconds: float,
+        verify_seconds: float,
+        ahead: bool | None = None,
+        guessed: bool | None = None,
+        passes: Sequence[ExactPass] = (),
+    ) -> None:
+        """`passes` hold bands: ExactPass(step, tokens, band(matrix))."""
+        made = TracedRound(
+            drafted, accepted, steps, depth, draft_seconds, verify_seconds, ahead, guessed, tuple(passes)
+        )
+        told = vars(made) | {"passes": [vars(each) for each in made.passes]}
+        self._write({"kind": "round", "generation": generation} | told)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, content: dict[str, Any]) -> None:
+        assert self._file is not None, "open first"
+        self._file.write(json.dumps(content) + "\n")
+        self._file.flush()
