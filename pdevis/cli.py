@@ -29,6 +29,8 @@ from pdevis.values import checked, gamma_value, nearest, one_line, positive
 
 DEFAULT_TARGET = "smollm2-135m"
 DEFAULT_DRAFTER = "self"
+TARGET_HELP = "of the target; several: cuda:0,cuda:1, auto, or ranks (under torchrun) (default: --device)"
+DRAFT_HELP = "of the drafter; several, for its lanes: cuda:0,cuda:1, cpu:0,cpu:1, or ranks (default: --device)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,10 +89,12 @@ def add_model_flags(
         help="default: %(default)s, the target's own weights",
     )
     group.add_argument(
-        "--device", metavar="DEV", help="of both models: cpu, cuda, cuda:1 (default: cuda if there, else cpu)"
+        "--device",
+        metavar="DEV",
+        help="of both models: cpu, cpu:1 (a core), cuda:1 (default: cuda if there, else cpu)",
     )
-    group.add_argument(target_device, dest="target_device", metavar="DEV", help="of the target (default: --device)")
-    group.add_argument(draft_device, dest="draft_device", metavar="DEV", help="of the drafter (default: --device)")
+    group.add_argument(target_device, dest="target_device", metavar="DEV", help=TARGET_HELP)
+    group.add_argument(draft_device, dest="draft_device", metavar="DEV", help=DRAFT_HELP)
     for model in ("target", "draft"):
         group.add_argument(
             f"--{model}_precision",
@@ -107,6 +111,12 @@ def add_model_flags(
     group.add_argument(
         "--compile", action="store_true", help="torch.compile for whole forwards; the first of each shape takes a while"
     )
+    group.add_argument(
+        "--overlap",
+        action="store_true",
+        help="the drafter runs in a process of its own and drafts on while the target verifies",
+    )
+    group.add_argument("--trace", metavar="FILE", help="write what each round did, for python -m pdevis.simulate")
     if profile:
         group.add_argument("--profile", metavar="FILE", help=PROFILE_HELP)
 
@@ -165,6 +175,7 @@ def draft_config(args: argparse.Namespace) -> DraftConfig:
 def decode_config(args: argparse.Namespace, **changes: Any) -> DecodeConfig:
     """The decoding settings of the flags; `changes` are further fields of `DecodeConfig`."""
     names = ("gamma", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    changes = {"overlap": getattr(args, "overlap", False)} | changes
     return DecodeConfig(**{name: getattr(args, name) for name in names} | changes)
 
 
@@ -172,7 +183,7 @@ def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load_pair` that the flags ask for."""
     names = ("device", "target_device", "draft_device", "target_precision", "draft_precision")
     # only where they are asked for: a load_pair of --code_path need not know them
-    further = {name: value for name in ("draft_vocab", "compile") if (value := getattr(args, name))}
+    further = {name: value for name in ("draft_vocab", "compile", "overlap", "trace") if (value := getattr(args, name))}
     return {
         "target": args.target_model,
         "drafter": args.drafter_model,

@@ -17,16 +17,18 @@ from typing import Any
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
+from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter, resolve_mode
-from pdevis.drafting.remote import RemoteDrafter, RemoteModel
+from pdevis.drafting.ranks import RankDrafter
+from pdevis.drafting.remote import RemoteDrafter, RemoteModel, start_drafter
 from pdevis.drafting.workers import Workers
-from pdevis.models.build import Plan, build_model, build_pair, compile_pair
+from pdevis.models.build import build_model, build_pair, compile_pair
 from pdevis.models.places import use_all_cores
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.profile import Profile, read_profile
 from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, Generation
-from pdevis.text import Prompt, Stream, encode_prompt
+from pdevis.text import Prompt, Stream, check_ids, encode_prompt
 
 METHODS = ("speculative", "target", "drafter")
 
@@ -44,6 +46,7 @@ class SpeculativePair:
         draft: drafting settings.
         labels: what `describe` says of models, devices and weight formats.
         profile: what mode "auto" becomes, and what γ = auto begins with.
+        tracer: is told of every round of speculative decoding.
 
     Raises:
         ValueError: where the drafter cannot run in the mode asked for.
@@ -52,20 +55,22 @@ class SpeculativePair:
     def __init__(
         self,
         target: CausalLM,
-        drafter: CausalLM | Workers,
+        drafter: CausalLM | Workers | RankDrafter,
         tokenizer: Any,
         eos_ids: tuple[int, ...] = (),
         draft: DraftConfig | None = None,
         labels: dict[str, str] | None = None,
         profile: Profile | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.target = target
-        self.workers = drafter if isinstance(drafter, Workers) else None
-        self.drafter: CausalLM = RemoteModel(drafter) if isinstance(drafter, Workers) else drafter
+        self.workers = drafter if isinstance(drafter, Workers | RankDrafter) else None
+        self.drafter: CausalLM = RemoteModel(self.workers) if self.workers else drafter
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         self.labels = labels or {}
         self.profile = profile
+        self.tracer = tracer
         self._running: Stream | None = None
         self._autos: dict[DraftConfig, AutoGamma] = {}
         self.configure(draft or DraftConfig())
@@ -88,13 +93,14 @@ class SpeculativePair:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
         self._stop_running()
         tuned = self.profile
-        devices = len(self.workers.places) if self.workers else 1
+        devices = self.workers.devices if self.workers else 1
         reachable = self.workers.reachable if self.workers else isinstance(self.drafter, DecoderStack)
         resolved = replace(draft, mode=resolve_mode(draft, reachable, tuned and tuned.draft.mode, devices))
+        traced = self.tracer is not None
         if self.workers:
-            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.workers, resolved, self.drafter)
+            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.workers, resolved, self.drafter, traced)
         else:
-            self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size)
+            self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size, traced=traced)
         # What γ = auto has learnt about these settings is kept while others are tried.
         known = tuned and tuned.costs_for(resolved, self.labels)
         self._auto = self._autos.setdefault(resolved, AutoGamma(known))
@@ -142,22 +148,18 @@ class SpeculativePair:
         config = config or DecodeConfig()
         ids = self.encode(prompt)
         model = self.drafter if method == "drafter" else self.target
-        for token in ids:
-            if not 0 <= token < model.vocab_size:
-                raise ValueError(f"prompt has id {token}: must be at least 0 and below {model.vocab_size}")
-        if len(ids) >= model.context_length:
-            raise ValueError(
-                f"prompt of {len(ids)} tokens: must be shorter than the context of {model.context_length} tokens"
-            )
-        if config.overlap and method == "speculative" and not self.workers:
+        check_ids(ids, model.vocab_size, model.context_length)
+        if config.overlap and method == "speculative" and not (self.workers and self.workers.concurrent):
             raise ValueError("overlap = True: must be given to load_pair too, which starts the drafter's own process")
         if config.eos_ids is None:
             config = replace(config, eos_ids=self.eos_ids)
         self._stop_running()
         stats = DecodeStats(method=method, mode=self.mode if method == "speculative" else "exact")
         if method == "speculative":
+            if self.tracer:
+                self.tracer.begin(self.describe(), len(ids), config)
             policy = gamma_policy(config, self._auto)
-            events = speculative(Verifier(self.target), self._drafting, ids, config, stats, policy)
+            events = speculative(Verifier(self.target), self._drafting, ids, config, stats, policy, self.tracer)
         else:
             events = autoregressive(Verifier(model), ids, config, stats)
         self._running = Stream(events, stats, self.tokenizer)
@@ -208,6 +210,7 @@ def load_pair(
     draft_vocab: int | None = None,
     compile: bool = False,
     overlap: bool = False,
+    trace: str | PathLike[str] | None = None,
 ) -> SpeculativePair:
     """Load a target and a drafter.
 
@@ -223,9 +226,8 @@ def load_pair(
         draft_vocab: the drafter proposes ids below this only, so that its output head is smaller; None: all.
         compile: run whole forwards through torch.compile, in static shapes; the first of each shape takes a while.
         overlap: start the drafter in a process of its own, so that `DecodeConfig(overlap=True)` can draft ahead.
-
-    A `draft_device` of several devices ("cuda:0,cuda:1", "cpu:0,cpu:1") spreads the drafter's layers over them, in one
-    process each; "cpu:1" is one core, to which what runs there is pinned.
+        trace: a new file for what every round does and what the drafter's hidden states look like (pdevis.simulate).
+    Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold a part of its layers each, in own processes.
 
     Raises:
         ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that is not there.
@@ -234,23 +236,15 @@ def load_pair(
     if tuned:
         draft = draft or tuned.draft
         tuned.use_threads()
+    tracer = Tracer(trace) if trace else None
     say = on_progress or (lambda line: None)
-    built = build_pair(
-        target,
-        drafter,
-        target_device or device,
-        draft_device or device,
-        target_precision,
-        draft_precision,
-        draft.mode if draft else "auto",
-        draft_vocab,
-        overlap,
-        say,
-    )
+    devices, formats = (target_device or device, draft_device or device), (target_precision, draft_precision)
+    mode = draft.mode if draft else "auto"
+    built = build_pair(target, drafter, *devices, *formats, mode, draft_vocab, overlap, say)
+    if tracer:
+        tracer.expect(built.draft_plan.config, built.draft_plan.head_rows)
     if compile:
         compile_pair(built)
-    model: CausalLM | Workers = built.drafter
-    if isinstance(built.drafter, Plan):
-        say(f"starting the drafter, {drafter} ({built.drafter.precision} on {built.labels['draft_device']})")
-        model = Workers(built.drafter, built.draft_places, built.target.vocab_size, compile=compile)
-    return SpeculativePair(built.target, model, built.tokenizer, built.eos_ids, draft, built.labels, tuned)
+    drafting = start_drafter(built, compile, say)
+    known = built.tokenizer, built.eos_ids, draft, built.labels
+    return SpeculativePair(built.target, drafting, *known, tuned, tracer)

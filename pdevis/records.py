@@ -9,7 +9,7 @@ Shapes: V = vocabulary of the target, G = draft tokens of one round.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pdevis.checks import check_flag, check_number, check_one_of, check_whole
@@ -17,12 +17,11 @@ from pdevis.checks import check_flag, check_number, check_one_of, check_whole
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from torch import Tensor
 
-
 AUTO = "auto"
 MODES = (AUTO, "exact", "skip", "parallel")
 CHECKS = ("inline", "planned")
-RATES = ("acceptance_rate", "mean_accept_length", "mean_skip", "serial_depth", "target_idle_per_round")
-RATES += ("drafter_idle_per_round", "decode_seconds", "tokens_per_second")  # derived figures of DecodeStats
+RATES = "acceptance_rate mean_accept_length mean_skip serial_depth target_idle_per_round drafter_idle_per_round "
+RATES += "decode_seconds tokens_per_second"  # derived figures of DecodeStats
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,15 @@ class DecodeConfig:
         return self.temperature == 0
 
 
+@dataclass(frozen=True)
+class TracedPass:
+    """What an exact drafter forward saw."""
+
+    step: int  # its place in the round
+    tokens: int
+    similarities: list[list[float]]  # cos(h_i, h_j) of their hidden states
+
+
 @dataclass
 class Draft:
     """What the drafter proposes in one round."""
@@ -137,7 +145,8 @@ class Draft:
     confidences: list[float] = field(default_factory=list)  # what the stopping rule was told
     seconds: float | None = None  # the drafter's own, where it drafts in a process of its own
     ahead: bool | None = None  # made while the target verified; None: nothing was drafted ahead
-    idle_seconds: float = 0.0  # the drafter waited so long for this round
+    idle_seconds: float = 0.0  # the drafter had nothing to do before it
+    passes: list[TracedPass] = field(default_factory=list)  # the exact ones, where they are traced
 
 
 @dataclass
@@ -167,9 +176,8 @@ class DecodeStats:
     `fallback_rounds` were decoded plainly because drafting did not pay. `skipped` and `depth` are sums over all
     `draft_steps`, the first one of each round (which comes from an exact pass when calibrating) included.
 
-    `draft_seconds` is how long the target waited for drafts, its idle time. Under overlap `ahead_rounds` found their
-    draft made already, `ahead_dropped` drafts made ahead were thrown away, and `drafter_idle_seconds` is how long the
-    drafter had nothing to do; without, it idles while the target works.
+    `draft_seconds` is the target's idle time, waiting for drafts; `drafter_idle_seconds` the drafter's, with nothing to
+    do. Under overlap `ahead_rounds` found their draft made already, `ahead_dropped` drafts were made and not used.
     """
 
     method: str = "speculative"
@@ -230,16 +238,7 @@ class DecodeStats:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields and derived rates, ready for JSON."""
-        return asdict(self) | {name: getattr(self, name) for name in RATES}
-
-
-def sum_stats(parts: Iterable[DecodeStats]) -> DecodeStats:
-    """Counts and seconds of several generations added up (lists joined): its rates are ratios of sums."""
-    total = DecodeStats()
-    added = [item.name for item in fields(DecodeStats) if item.name not in ("method", "mode", "stop_reason")]
-    for part in parts:
-        total = replace(part, **{name: getattr(total, name) + getattr(part, name) for name in added})
-    return total
+        return asdict(self) | {name: getattr(self, name) for name in RATES.split()}
 
 
 @dataclass

@@ -94,6 +94,15 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, name: str) -> list
     return list(_tokenize(tokenizer.apply_chat_template, parts, add_generation_prompt=True, return_dict=False))
 
 
+def check_ids(ids: list[int], vocab_size: int, context_length: int) -> None:
+    """Raise ValueError for ids that a model does not have, or more than it can read with room for an answer."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"prompt has id {token}: must be at least 0 and below {vocab_size}")
+    if len(ids) >= context_length:
+        raise ValueError(f"prompt of {len(ids)} tokens: must be shorter than the context of {context_length} tokens")
+
+
 def _tokenize(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call a tokenizer; what it does not take (broken text, roles its template refuses) is the user's to know."""
     try:

@@ -69,6 +69,7 @@ class FakePair:
     prompts: list[Any] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
     resets: int = 0
+    recovered: int = 0
 
     @property
     def mode(self) -> str:
@@ -116,3 +117,7 @@ class FakePair:
 
     def reset(self) -> None:
         self.resets += 1
+
+    def recover(self) -> None:
+        self.recovered += 1
+        self.stop_at = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -163,3 +164,15 @@ def test_on_a_terminal_tokens_are_coloured_and_escape_codes_of_the_model_are_not
     assert out.startswith("\x1b[32ma\x1b[0m\x1b[1m")
     assert out.endswith("c")
     assert "\x1b[2J" not in out
+
+
+def test_the_chat_goes_on_where_the_drafters_own_processes_fail() -> None:
+    screen = Screen(FakePair(["half of it", "whole"], stop_at=4))
+    screen.pair.error = ConnectionResetError("the drafter's process on cpu:1 died (SIGKILL)")
+    screen.session.decode = replace(screen.session.decode, overlap=True)
+    out = screen.say("hi")
+    assert screen.pair.recovered == 1
+    assert "the drafter's process on cpu:1 died (SIGKILL)" in out
+    assert "going on with the drafter in this process, on cpu" in out
+    assert screen.session.history[-1][0].text == "whole"
+    assert not screen.session.decode.overlap

@@ -12,7 +12,8 @@ from fake_pair import FakePair
 from pdevis.chat.app import handle
 from pdevis.chat.commands import COMMANDS
 from pdevis.chat.sweep import MAX_TOKENS, run_sweep
-from pdevis.records import DecodeConfig, DecodeStats, sum_stats
+from pdevis.records import DecodeConfig, DecodeStats
+from pdevis.totals import sum_stats
 
 SETTINGS = [
     ("/length 7", "decode", "max_new_tokens", 7),

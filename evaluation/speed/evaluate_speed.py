@@ -4,6 +4,8 @@
     python evaluation/speed/evaluate_speed.py --modes exact,skip,parallel --thresholds 0.9,0.98 --gammas 2,4,auto
     python evaluation/speed/evaluate_speed.py --target_model FOLDER --drafter_model FOLDER --output speed.json
     python evaluation/speed/evaluate_speed.py --target_model FOLDER --drafter_model FOLDER --gguf TARGET.gguf
+    python evaluation/speed/evaluate_speed.py --draft_devices "cpu:0;cpu:0,cpu:1" --modes exact,skip,parallel
+    python evaluation/speed/evaluate_speed.py --draft_device cpu:0 --target_device cpu:1 --overlap
     python evaluation/speed/evaluate_speed.py --specbench Data/samples/specbench.jsonl --categories math,coding
 
 Greedy, 64 tokens behind each prompt: built-in ones, or the first turns of SpecBench questions. Contestants: the target
@@ -12,8 +14,9 @@ prompt lookup, llama.cpp where llama-cpp-python is installed. Who cannot take pa
 
 Prints speeds (prompt included) with 95 % bootstrap intervals, ratios to plain decoding and to transformers' generate,
 what a round is made of (acceptance, cost of a draft step, time of draft, verify and rest, the analytic speedup and the
-share of it that is reached), a draft step against the same drafter under transformers, peak memory, and whether all
-greedy outputs are equal (on CPU the exit code is 1 where one of those that must be is not).
+share of it that is reached), what lanes on several devices and drafting ahead are worth, a draft step against the same
+drafter under transformers, peak memory, and whether all greedy outputs are equal (on CPU the exit code is 1 where one
+of those that must be is not).
 
 --output keeps every measurement, prompt by prompt; a run that was stopped goes on with --resume.
 """
@@ -27,6 +30,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from pdevis.benchmarks.speed_devices import parse_layouts
 from pdevis.cli import Parser, add_draft_flags, add_model_flags, pair_arguments, run_main
 from pdevis.records import DecodeConfig, DraftConfig
 from pdevis.values import gamma_value, parse_value
@@ -43,6 +47,7 @@ def build_parser() -> Parser:
     group.add_argument("--thresholds", metavar="LIST", help="of skip and parallel (default: --threshold)")
     group.add_argument("--checks", metavar="LIST", help="inline, planned (default: --check)")
     group.add_argument("--without", metavar="LIST", help=f"leave out: {', '.join(PARTS)}, or transformers for all its")
+    group.add_argument("--draft_devices", metavar="LISTS", help="where the drafter runs: 'cpu:0;cpu:0,cpu:1', in turn")
     group.add_argument("--no_memory", dest="memory", action="store_false", help="leave out the peak memory")
     group.add_argument("--gguf", type=Path, metavar="FILE", help="the target's weights for llama.cpp")
     group = parser.add_argument_group("prompts")
@@ -105,6 +110,9 @@ def run(args: Namespace) -> int:
             raise ValueError(f"--{flag}: {getattr(args, flag)} must be a whole number of at least 1")
     if args.categories and not args.specbench:
         raise ValueError(f"--categories {args.categories}: needs --specbench FILE")
+    if args.draft_devices and args.draft_device:
+        raise ValueError("--draft_devices: takes the place of --draft_device; give one of them")
+    parse_layouts(args.draft_devices)
     if args.resume and not args.output:
         raise ValueError("--resume: needs --output FILE, the run to go on with")
     if args.gguf and not args.gguf.is_file():

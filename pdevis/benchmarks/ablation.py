@@ -24,7 +24,8 @@ from pdevis.benchmarks.output import encode_meta
 from pdevis.benchmarks.runner import Conditions, Conversation, converse, warm_up
 from pdevis.benchmarks.world import join_world, leave_world
 from pdevis.cli import Parser, draft_config
-from pdevis.records import DecodeConfig, DraftConfig, sum_stats
+from pdevis.records import DecodeConfig, DraftConfig
+from pdevis.totals import sum_stats
 from pdevis.values import one_line, parse_value
 
 if TYPE_CHECKING:

@@ -124,6 +124,8 @@ def run_items(
                 warm_up(pair, task.prompts(item), conditions)
                 warm = True
             entry = run_item(pair, task, item, conditions, index)
+        except ConnectionError:  # the drafter's own processes are gone: every further question would fail too
+            raise
         except Exception as error:
             entry = failure(task, item, error)
         yield index, entry

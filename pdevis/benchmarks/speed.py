@@ -53,6 +53,8 @@ class Contestant:
         gamma: draft tokens per round, where they are given.
         compared: whether its greedy ids must be those of plain decoding.
         note: why not, where they need not.
+        draft_device: where the drafter runs, where several places are compared.
+        overlap: the name of the same decoder without drafting ahead; None: it does not draft ahead.
     """
 
     name: str
@@ -61,10 +63,13 @@ class Contestant:
     gamma: int | str | None = None
     compared: bool = True
     note: str | None = None
+    draft_device: str | None = None
+    overlap: str | None = None
 
     def describe(self) -> dict[str, Any]:
         """All but the name and the function, ready for JSON."""
-        return {"kind": self.kind, "gamma": self.gamma, "compared": self.compared, "note": self.note}
+        names = ("kind", "gamma", "compared", "note", "draft_device", "overlap")
+        return {name: getattr(self, name) for name in names}
 
 
 def plain(pair: SpeculativePair) -> Contestant:
@@ -77,18 +82,25 @@ def plain(pair: SpeculativePair) -> Contestant:
     return Contestant(PLAIN, run, "plain")
 
 
-def speculative(pair: SpeculativePair, draft: DraftConfig, gamma: int | str) -> Contestant:
-    """pdevis' speculative decoding under the given drafting settings, greedy. Leaves the pair configured so."""
+def speculative(
+    pair: SpeculativePair, draft: DraftConfig, gamma: int | str, device: str | None = None, overlap: bool = False
+) -> Contestant:
+    """pdevis' speculative decoding under the given drafting settings, greedy. Leaves the pair configured so.
+
+    `device` says where the pair's drafter runs, where that is to be in the name.
+    """
     pair.configure(draft)
 
     def run(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
         if pair.draft != draft:  # what γ = "auto" has learnt of a drafter stays with it
             pair.configure(draft)
-        config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=())
+        config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=(), overlap=overlap)
         made = pair.generate(ids, config, "speculative")
         return made.ids, made.stats
 
-    return Contestant(name_of(draft, pair.mode, gamma), run, "speculative", gamma)
+    name = name_of(draft, pair.mode, gamma) + (f" on {device}" if device else "")
+    more = {"draft_device": device, "overlap": name if overlap else None}
+    return Contestant(name + ", overlap" * overlap, run, "speculative", gamma, **more)
 
 
 def name_of(draft: DraftConfig, mode: str, gamma: int | str) -> str:

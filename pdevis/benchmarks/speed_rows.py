@@ -16,6 +16,7 @@ from typing import Any
 from pdevis.benchmarks.bootstrap import Interval, interval, ratio, ratio_of_ratios
 from pdevis.benchmarks.peers import GENERATE
 from pdevis.benchmarks.speed import PLAIN
+from pdevis.benchmarks.speed_devices import add_devices
 
 Measured = dict[str, Any]  # one contestant on one prompt
 REFERENCES = (PLAIN, GENERATE)
@@ -35,7 +36,9 @@ def make_rows(prompts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
         if None in column:
             left_out[name] = f"measured on {len(column) - column.count(None)} of {len(prompts)} prompts only"
             del found[name]
-    return [make_row(name, found) for name in found], left_out
+    rows = [make_row(name, found) for name in found]
+    add_devices(rows, found)
+    return rows, left_out
 
 
 def make_row(name: str, found: dict[str, list[Measured]]) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def make_row(name: str, found: dict[str, list[Measured]]) -> dict[str, Any]:
     column = found[name]
     first = column[0]
     row: dict[str, Any] = {"name": name, **{key: first[key] for key in ("kind", "gamma", "compared", "note")}}
+    row |= {key: first.get(key) for key in ("draft_device", "overlap")}
     row |= {"prompts": len(column), "tokens": sum(map(_tokens, column)), "seconds": sum(map(_seconds, column))}
     row["tokens_per_second"] = _plain(interval([[*map(_tokens, column)], [*map(_seconds, column)]], ratio))
     row["over"] = {other: _over(column, found[other]) for other in REFERENCES if other in found and other != name}

@@ -11,6 +11,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from pdevis.benchmarks.output import Output, encode_meta
 from pdevis.benchmarks.peers import NAMES, load_peers, peer_name, unavailable
 from pdevis.benchmarks.provenance import sha256, versions
 from pdevis.benchmarks.speed import PLAIN, Contestant, measure, plain, speculative, warm_up
+from pdevis.benchmarks.speed_devices import pairs_on, parse_layouts
 from pdevis.benchmarks.speed_memory import measure_memory
 from pdevis.benchmarks.speed_prompts import SpeedPrompt
 from pdevis.benchmarks.speed_steps import measure_steps
@@ -63,6 +65,7 @@ class SpeedRun:
 
     def __post_init__(self) -> None:
         numbers = [gamma for gamma in self.gammas if isinstance(gamma, int)]
+        self.layouts = parse_layouts(self.args.draft_devices)
         self.fixed_gamma = numbers[0] if numbers else 4
         reasons = dict.fromkeys(self.without, ASKED) | {
             key: reason
@@ -76,7 +79,10 @@ class SpeedRun:
         }
         self.kinds = ["prompt"] * len(self.prompts)
         self.kinds += [DRAFT_STEP] if DRAFT_STEP in self.wanted else []
-        self.kinds += ["memory"] if self.args.memory else []
+        away = self.layouts or self.args.overlap or "cpu:" in str(self.args.draft_device or self.args.device)
+        if self.args.memory and away:
+            self.left_out["peak memory"] = "the drafter has processes of its own"
+        self.kinds += ["memory"] if self.args.memory and not away else []
 
     def settings(self) -> dict[str, Any]:
         """All that has an influence on the results, for the header."""
@@ -88,6 +94,9 @@ class SpeedRun:
             **{name: getattr(args, name) for name in names},
             "drafts": [asdict(draft) for draft in self.drafts],
             "gammas": list(self.gammas),
+            "target_device": args.target_device or args.device,
+            "draft_devices": self.layouts or [args.draft_device or args.device],
+            "overlap": args.overlap,
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "specbench_sha256": sha256(args.specbench) if args.specbench else None,
             "gguf": args.gguf and {"name": args.gguf.name, "bytes": args.gguf.stat().st_size},
@@ -102,7 +111,9 @@ class SpeedRun:
         options = pair_arguments(self.args)
         draft = options.pop("draft")
         draft = self.drafts[0] if self.drafts else draft
-        if self.args.memory and self.kinds.index("memory") not in done:
+        if self.layouts:  # every drafter in processes of its own, so that they are compared alike
+            options |= {"draft_device": self.layouts[0], "overlap": True}
+        if "memory" in self.kinds and self.kinds.index("memory") not in done:
             say("measuring the memory of pdevis alone, in a process of its own")
             self.memory = measure_memory(options, draft, self.gammas[0], self.args.length)
         return load_pair(**options, draft=draft, on_progress=say)
@@ -119,7 +130,9 @@ class SpeedRun:
         peers = load_peers(self.wanted, pair, models, self.fixed_gamma, self.args.gguf, context, say)
         entrants: list[Contestant] = [plain(pair), *peers.contestants]
         if "speculative" in self.wanted:
-            entrants += [speculative(pair, draft, gamma) for draft in self.drafts for gamma in self.gammas]
+            for device, one in pairs_on(pair, self.layouts):
+                for draft, gamma, overlap in product(self.drafts, self.gammas, (False, True)[: 1 + self.args.overlap]):
+                    entrants.append(speculative(one, draft, gamma, device, overlap))
         entrants = list({each.name: each for each in entrants}.values())
         say(f"warming up {len(entrants)} decoders")
         contestants, failed = warm_up(entrants, ids[0])

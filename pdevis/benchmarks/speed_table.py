@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pdevis.benchmarks.peers import GENERATE
 from pdevis.benchmarks.speed import PLAIN
+from pdevis.benchmarks.speed_devices import TITLES, table_rows
 from pdevis.benchmarks.summary_table import MISSING, bounds, number, table
 
 LEGEND = (
@@ -49,6 +50,8 @@ def show_speed(console: Console, summary: dict[str, Any]) -> None:
         columns = (*(title for title, *_ in ANATOMY), "draft / verify / rest ms", "analytic x", "reached")
         console.print(table(("a round of", *columns), map(_anatomy, ours)))
         console.print(Text(LEGEND), soft_wrap=True)
+    if devices := table_rows(rows, bounds, MISSING):
+        console.print(table(TITLES, devices))
     for category, group in summary["categories"].items():
         each = [f"{name.removeprefix('pdevis, ')} {bounds(found, 2)}" for name, found in group["over_plain"].items()]
         console.print(Text(f"{category} ({group['prompts']}), x plain: {'; '.join(each)}"), soft_wrap=True)

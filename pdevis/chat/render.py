@@ -85,6 +85,8 @@ def summary(answer: Answer) -> str:
             f"skip {number(stats.mean_skip)} layers",
             f"drafting {percent(draft_share(stats))} of the time",
         ]
+    if stats.ahead_rounds + stats.ahead_dropped:
+        parts.append(f"{stats.ahead_rounds} of {stats.rounds} drafts made ahead, {stats.ahead_dropped} dropped")
     if stats.fallback_rounds:
         parts.append(f"{stats.fallback_rounds} of {stats.rounds} rounds plain, since drafting does not pay")
     if answer.interrupted:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pdevis.chat import render
-from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, TokenEvent, sum_stats
+from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, TokenEvent
+from pdevis.totals import sum_stats
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -122,8 +123,11 @@ class ChatSession:
         return answers
 
     def write(self, method: str, ids: list[int]) -> Answer:
-        """Show and return one decoder's answer to the prompt `ids`; Ctrl-C ends it early. The memory is not touched."""
-        answer = Answer(method)
+        """Show and return one decoder's answer to the prompt `ids`; Ctrl-C ends it early. The memory is not touched.
+
+        Where the drafter's own processes fail, the drafter is loaded into this one, and the answer begins again.
+        """
+        answer, failed = Answer(method), None
         mixed = method == "speculative"
         try:
             stream = self.pair.stream(ids, self.decode, method=method)
@@ -137,9 +141,18 @@ class ChatSession:
                 answer.stats = stream.stats
         except KeyboardInterrupt:
             answer.interrupted = True
+        except ConnectionError as error:
+            failed = error
         finally:
             if answer.ids:
                 render.end_of_answer(self.console)
+        if failed:
+            render.error(self.console, failed)
+            self.pair.recover()
+            self.decode = replace(self.decode, overlap=False)
+            where = self.pair.describe()["draft_device"]
+            render.line(self.console, f"going on with the drafter in this process, on {where}; once more:", "dim")
+            return self.write(method, ids)
         return answer
 
     def reset(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from pdevis.decoding.gamma import GammaPolicy, RoundTimes, gamma_policy
 from pdevis.decoding.rounds import Clock, Progress, Spent
+from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
 from pdevis.records import DecodeConfig, DecodeStats, Draft, TokenEvent
@@ -23,13 +24,14 @@ def speculative(
     config: DecodeConfig,
     stats: DecodeStats,
     policy: GammaPolicy | None = None,
+    tracer: Tracer | None = None,
 ) -> Iterator[TokenEvent]:
     """Decode behind `prompt` (token ids, shorter than the target's context) until EOS or a limit; fills `stats`.
 
     `policy` decides the draft lengths; None: as `config.gamma` says. The drafter reads the prompt when it is first
     asked for a draft, or, in a process of its own, while the target does; with `config.overlap` it then goes on
     drafting while the target verifies. However the generation ends, finished, closed or failed, both caches are
-    rewound to confirmed tokens.
+    rewound to confirmed tokens. `tracer` is told of every round.
     """
     policy = policy or gamma_policy(config)
     progress = Progress(prompt, config, verifier.model.context_length, stats)
@@ -68,6 +70,8 @@ def speculative(
             stats.ahead_rounds += draft.ahead is True
             stats.ahead_dropped += draft.ahead is False
             stats.drafter_idle_seconds += draft.idle_seconds if drafter.concurrent else verifying.seconds
+            if tracer:
+                tracer.round(draft, verdict.accepted, drafting.seconds, verifying.seconds)
             if limit > 0:
                 stats.fallback_rounds += policy.falls_back
                 own = drafting.seconds if draft.seconds is None else draft.seconds

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pdevis.drafting.engine import DraftEngine, DraftStep, LaneExecutor, likeliest
-from pdevis.models.build import check_mode
 from pdevis.models.hf import HFCausalLM
+from pdevis.models.plan import check_mode
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.records import DecodeConfig, Draft, DraftConfig
 from pdevis.sampling import Sampler, distribution
@@ -82,23 +82,31 @@ class Drafter:
         config: drafting settings with a resolved mode.
         target_vocab: ids from here on are never proposed.
         lanes: as for `DraftEngine`.
+        traced: keep in each draft what its exact passes saw.
     """
 
     concurrent = False  # whether it works while the caller does
 
     def __init__(
-        self, model: CausalLM, config: DraftConfig, target_vocab: int, lanes: LaneExecutor | None = None
+        self,
+        model: CausalLM,
+        config: DraftConfig,
+        target_vocab: int,
+        lanes: LaneExecutor | None = None,
+        traced: bool = False,
     ) -> None:
         self.model = model
         self.config = config
         self.vocab = min(model.vocab_size, target_vocab)
         stack = isinstance(model, DecoderStack)
+        self.traced = traced and stack
         self.engine: Engine = DraftEngine(model, config, lanes) if stack else PlainEngine(model)
         self.approximate = config.mode != "exact"  # a draft's cache entries are
         self.redo = self.approximate and config.calibrate
         self.exact_length = 0  # entries from the front that an exact pass has written
         self.sampler = Sampler(DecodeConfig(), model.device)
         self.eos: frozenset[int] = frozenset()
+        self._certain: list[Tensor] = []  # log-probabilities [1] of the last draft's tokens
 
     @torch.inference_mode()
     def start(self, prompt: list[int], config: DecodeConfig) -> None:
@@ -120,8 +128,11 @@ class Drafter:
         """
         assert room == 0, "drafting ahead takes a process of its own"
         sampler, eos = self.sampler, self.eos
+        if self.traced:
+            self.engine.steps, self.engine.passes = 0, []
         ids = torch.tensor(self._known(confirmed[self.model.length :]), device=self.model.device)
         chosen, probs, confidences, skipped, depth = [], [], [], 0.0, 0
+        self._certain = []
         for drafted in range(gamma):
             if drafted == 0 and self.redo:
                 step = self.engine.exact(ids)
@@ -135,22 +146,30 @@ class Drafter:
                 ids = sampler.draw(probs[-1])
             ids = self.engine.agree(ids)
             chosen.append(ids)
+            self._certain.append(probs[-1][ids].log() if probs else certain)
             skipped += step.skipped
             depth += step.depth
             if self.model.device.type == "cpu" and int(ids) in eos:
                 break
             if goes_on and drafted + 1 < gamma:
-                confidences.append(float(probs[-1][ids] if probs else certain.exp()))
+                confidences.append(float(self._certain[-1].exp()))
                 if not goes_on(confidences[-1]):
                     break
         tokens = torch.cat(chosen).tolist()
         used = next((place + 1 for place, token in enumerate(tokens) if token in eos), len(tokens))
+        passes = self.engine.passes if self.traced else []
         drawn_from = torch.stack(probs[:used]) if probs else None
-        return Draft(tokens[:used], drawn_from, skipped, depth, len(tokens), confidences)
+        return Draft(tokens[:used], drawn_from, skipped, depth, len(tokens), confidences, passes=passes)
+
+    def confidence(self) -> float:
+        """The drafter's own probability that all tokens of its last draft are right; 1 when sampling, where the
+        probability of a token says little about its acceptance."""
+        return float(torch.cat(self._certain).sum().exp()) if self.sampler.config.greedy else 1.0
 
     @torch.inference_mode()
-    def guess(self, confirmed: list[int]) -> int:
-        """What the drafter itself would write behind its own draft, taken for confirmed: the target's likeliest token.
+    def guess(self, confirmed: list[int]) -> tuple[int, float]:
+        """What the drafter itself would write behind its own draft, taken for confirmed: the target's likeliest token,
+        and its probability.
 
         Brings the cache to all of `confirmed`; exactly where drafts are approximate.
         """
@@ -160,7 +179,8 @@ class Drafter:
         step = self.engine.exact(ids) if self.redo else self.engine.draft(ids)
         if self.redo:
             self.exact_length = self.model.length
-        return int(self.engine.agree(step.best(self.vocab)[0]))
+        ids, certain = step.best(self.vocab)
+        return int(self.engine.agree(ids)), float(certain.exp())
 
     def settle(self, confirmed: list[int]) -> None:
         """Rewind to what is right for the confirmed tokens, the last of which the cache never needs.

@@ -19,7 +19,7 @@ from torch import Tensor
 from pdevis.drafting.divergence import similarity, similarity_matrix
 from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan
 from pdevis.models.stack import CHUNK, DecoderStack, Step
-from pdevis.records import DraftConfig
+from pdevis.records import DraftConfig, TracedPass
 
 
 class OutputHead(Protocol):
@@ -57,15 +57,6 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of logits [V]: the first of the largest [1], and its log-probability [1]."""
     best = logits.argmax(-1, keepdim=True)
     return best, logits[best].float() - logits.float().logsumexp(-1)
-
-
-@dataclass(frozen=True)
-class TracedPass:
-    """What one exact pass saw: which forward it was, its tokens, and cos(h_i, h_j) of its hidden states."""
-
-    step: int
-    tokens: int
-    similarities: list[list[float]]
 
 
 class LaneExecutor(OutputHead, Protocol):
@@ -131,8 +122,8 @@ class DraftEngine:
         self.schedule = exact_schedule(self.layers)
         self.agree = self.lanes.agree
         self.most = CHUNK // config.attention_lanes  # tokens of a forward under a rule
-        self.steps = 0  # drafter forwards so far
-        self.passes: list[TracedPass] | None = None  # collects what exact passes see, where it is set
+        self.steps = 0  # drafter forwards of the round
+        self.passes: list[TracedPass] | None = None  # of the round, where they are traced
 
     def read(self, ids: Tensor) -> None:
         """Append ids [T] exactly; no logits."""

@@ -2,25 +2,29 @@
 
 `SharedMemory` is for CPU cores of one machine: each rank copies its part into memory that all of them map, counts up,
 and watches the others' counters. `ProcessGroup` is torch.distributed: NCCL between GPUs, gloo between CPU processes.
-Between two cores here an exchange takes about 10 µs through shared memory and some hundred through gloo, which is as
-long as a small drafter's sublayer (tests/perf/bench_pieces.py times both).
+Between two cores an exchange takes some ten µs through shared memory and some hundred through gloo, as long as a small
+drafter's sublayer (tests/perf/bench_links.py).
 
-Shared memory must be written in order. x86 keeps the order of stores; elsewhere taking a lock is the fence.
+Shared memory must be written in order. x86 keeps the order of stores; elsewhere a lock that is taken is the fence.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 SPINS = 2000  # looks at a counter before others may have the core; about 0.1 ms
 LINE = 8  # counters are a cache line apart
+MOST_VIEWS = 1000  # kept; prompts bring shapes of their own
+FENCED = platform.machine().lower() not in ("x86_64", "amd64")  # where stores may overtake each other
 
 
 class Dropped(Exception):
@@ -71,6 +75,14 @@ class Alone:
         if self.unwanted and self.unwanted():
             raise Dropped
         return list(mine)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Where the items of an exchange stand: this rank's, and all."""
+
+    mine: list[Tensor]
+    items: list[Tensor]
 
 
 class Board:
@@ -132,36 +144,45 @@ class SharedMemory:
         self._others = [LINE * other for other in range(self.size) if other != rank]
         self._turn = 0
         self._fence = threading.Lock()
+        self._marks = [LINE * (self.size + half) for half in range(2)]
+        self._views: dict[tuple[Any, ...], _Views] = {}
         self._parent = os.getppid()
 
     def share(self, mine: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor) -> list[Tensor]:
         self._turn += 1
-        half, mark = self._turn & 1, LINE * (self.size + (self._turn & 1))
-        parts = self._data[half]
-        count, nbytes = shape.numel(), shape.numel() * like.element_size()
-        assert nbytes * max(owners.count(rank) for rank in set(owners)) <= parts.shape[1], "the board is too small"
-        for place, item in enumerate(mine):
-            self._view(parts, self.rank, place, nbytes, like.dtype)[:count].copy_(item.reshape(-1))
+        half = self._turn & 1
+        key = half, tuple(owners), shape, like.dtype
+        views = self._views.get(key)
+        if views is None:  # slicing takes longer than the exchange itself
+            views = self._views[key] = self._cut(*key)
+        for place, item in zip(views.mine, mine, strict=True):
+            place.copy_(item)
+        mark = self._marks[half]
         if self.rank == 0:
-            self._counters[mark] = int(bool(self.unwanted and self.unwanted()))
+            self._counters[mark] = self.unwanted is not None and self.unwanted()
         self._meet()
         if self._counters[mark]:
             raise Dropped
-        seen = [0] * self.size
-        items = []
-        for owner in owners:
-            items.append(self._view(parts, owner, seen[owner], nbytes, like.dtype).view(shape))
-            seen[owner] += 1
-        return items
+        return views.items
 
-    @staticmethod
-    def _view(parts: Tensor, rank: int, place: int, nbytes: int, dtype: torch.dtype) -> Tensor:
-        return parts[rank, place * nbytes : (place + 1) * nbytes].view(dtype)
+    def _cut(self, half: int, owners: tuple[int, ...], shape: torch.Size, dtype: torch.dtype) -> _Views:
+        if len(self._views) >= MOST_VIEWS:
+            self._views.clear()
+        nbytes = shape.numel() * torch.empty(0, dtype=dtype).element_size()
+        seen, items = [0] * self.size, []
+        for owner in owners:
+            part = self._data[half, owner, seen[owner] * nbytes : (seen[owner] + 1) * nbytes]
+            assert part.nbytes == nbytes, "the board is too small"
+            items.append(part.view(dtype).view(shape))
+            seen[owner] += 1
+        mine = [item for item, owner in zip(items, owners, strict=True) if owner == self.rank]
+        return _Views(mine, items)
 
     def _meet(self) -> None:
         self.beat()
-        with self._fence:
-            pass
+        if FENCED:
+            with self._fence:
+                pass
         self._counters[LINE * self.rank] = self._turn
         for other in self._others:
             spins = 0
@@ -170,8 +191,9 @@ class SharedMemory:
                 if spins > SPINS:
                     self._wait(other)
                     break
-        with self._fence:
-            pass
+        if FENCED:
+            with self._fence:
+                pass
 
     def _wait(self, other: int) -> None:
         """The slow way: let others have the core, and look whether anybody is still there."""

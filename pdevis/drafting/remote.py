@@ -6,12 +6,17 @@ Shapes: T = tokens of this call, V = vocabulary, G = draft tokens of a round.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pdevis.drafting.workers import Workers
+from pdevis.drafting.ranks import RankDrafter
+from pdevis.drafting.workers import WorkerError, Workers
+from pdevis.models.build import Built
+from pdevis.models.plan import RANKS, Plan
+from pdevis.models.stack import CausalLM
 from pdevis.records import DecodeConfig, Draft, DraftConfig
 
 
@@ -20,7 +25,7 @@ class RemoteModel:
 
     device = torch.device("cpu")
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers | RankDrafter) -> None:
         self.workers = workers
         self.vocab_size = workers.ready.vocab_size
         self.context_length = workers.ready.context_length
@@ -53,13 +58,14 @@ class RemoteModel:
 class RemoteDrafter:
     """A `Drafter` whose work is done by `Workers`; the main process sends it what the target has confirmed."""
 
-    concurrent = True
-
-    def __init__(self, workers: Workers, config: DraftConfig, model: RemoteModel) -> None:
+    def __init__(
+        self, workers: Workers | RankDrafter, config: DraftConfig, model: RemoteModel, traced: bool = False
+    ) -> None:
         self.workers = workers
+        self.concurrent = workers.concurrent
         self.config = config
         self.model = model
-        workers.send("configure", config)
+        workers.send("configure", config, traced)
         self._told = 0  # confirmed tokens that the workers know
 
     def start(self, prompt: list[int], config: DecodeConfig) -> None:
@@ -80,9 +86,28 @@ class RemoteDrafter:
 
     def finish(self, confirmed: list[int]) -> None:
         if self.workers.alive:
-            self.workers.send("finish", self._news(confirmed))
+            with suppress(WorkerError):  # the target's cache is to be rewound too; whoever drafts next is told
+                self.workers.send("finish", self._news(confirmed))
 
     def _news(self, confirmed: list[int]) -> list[int]:
         news = confirmed[self._told :]
         self._told = len(confirmed)
         return news
+
+
+def start_drafter(built: Built, compile: bool, say: Callable[[str], None]) -> CausalLM | Workers | RankDrafter:
+    """The drafter of a pair, started where it is to run.
+
+    On the ranks of torchrun but the first this does not return: they help until the first is done.
+    """
+    model: CausalLM | Workers | RankDrafter | Plan = built.drafter
+    where = built.labels["draft_device"]
+    if isinstance(model, Plan) and where == RANKS:
+        model = RankDrafter(built.channel, model, built.target.vocab_size)
+    if built.channel and built.channel.ranks.rank > 0:
+        built.channel.follow()
+        raise SystemExit(0)
+    if isinstance(model, Plan):
+        say(f"starting the drafter, {model.name} ({model.precision} on {where})")
+        model = Workers(model, built.draft_places, built.target.vocab_size, compile=compile)
+    return model

@@ -1,7 +1,6 @@
 """The processes of a drafter that runs beside the main one: started, spoken to, watched and stopped from here.
 
-One process a device. Each gets every message through a pipe of its own; rank 0 answers. Whatever goes wrong with any of
-them, death, an error, no sign of life, ends all of them and is one `WorkerError`. They end with this process, too.
+One process a device; rank 0 answers. Death, an error or no sign of life of one ends all and is one `WorkerError`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,10 +23,11 @@ from torch import multiprocessing
 
 from pdevis.drafting.link import Board
 from pdevis.drafting.server import SHARED, Ready, Seat, run_rank
-from pdevis.models.build import Plan
+from pdevis.drafting.service import AHEAD_LEAST
 from pdevis.models.catalog import ModelLoadError
 from pdevis.models.linear import storage_dtype
 from pdevis.models.places import Place
+from pdevis.models.plan import Plan, check_lanes
 from pdevis.models.stack import CHUNK
 from pdevis.models.weights import unsupported
 
@@ -51,11 +52,14 @@ class Workers:
         target_vocab: ids from here on are never proposed.
         transport: "shared", "gloo" or "nccl"; None: shared memory between CPU cores, nccl between GPUs.
         compile: as for `load_pair`.
+        ahead_least: as for `DraftService`.
         timeout: seconds without a sign of life after which a process counts as hung; None: as its forwards allow.
 
     Raises:
         ModelLoadError: where the drafter cannot be loaded there. WorkerError: a process dies on the way.
     """
+
+    concurrent = True  # works while the main process does
 
     def __init__(
         self,
@@ -65,13 +69,14 @@ class Workers:
         transport: str | None = None,
         compile: bool = False,
         timeout: float | None = None,
+        ahead_least: float = AHEAD_LEAST,
     ) -> None:
-        self.plan = plan
+        self.plan, self.target_vocab, self.compile = plan, target_vocab, compile
         self.places = list(places)
+        self.devices = len(places)
         self.reachable = not unsupported(plan.config)  # whether its sublayers are
         self.timeout = timeout or (TIMEOUT if self.reachable else WHOLE_TIMEOUT)
-        self.number = 0  # of the last message
-        self.answered = 0  # the last message known to be answered
+        self.number = self.answered = 0  # the last message, and the last one known to be answered
         transport = transport or ("nccl" if places[0].device.type == "cuda" else SHARED)
         self.board = Board(len(places), _room(plan, len(places)) if transport == SHARED else 0)
         self._numbers = self.board.numbers()
@@ -80,22 +85,13 @@ class Workers:
         self.mail: list[Connection] = []
         self.processes: list[BaseProcess] = []
         self._end = weakref.finalize(self, _stop, self.processes, self.mail, self._numbers, self.board.sent, folder)
+        ranks_meet = str(Path(folder) / "ranks")
+        common = plan, target_vocab, self.board, transport, ranks_meet, self.timeout, compile, ahead_least
         try:
             for rank, place in enumerate(places):
                 ours, theirs = context.Pipe()
                 self.mail.append(ours)
-                rendezvous = str(Path(folder) / "ranks")
-                seat = Seat(
-                    rank,
-                    place,
-                    plan,
-                    target_vocab,
-                    self.board,
-                    transport,
-                    rendezvous,
-                    self.timeout,
-                    compile,
-                )
+                seat = Seat(rank, place, *common)
                 process = context.Process(target=run_rank, args=(seat, theirs), daemon=True, name=f"pdevis-{place}")
                 self.processes.append(process)
                 with _interrupts_later():
@@ -106,6 +102,11 @@ class Workers:
         except BaseException:
             self.close()
             raise
+
+    def again_on(self, places: Sequence[Place]) -> Workers:
+        """The same drafter once more, elsewhere."""
+        check_lanes(",".join(map(str, places)), places, self.plan.config)
+        return Workers(replace(self.plan, device=places[0].device), places, self.target_vocab, compile=self.compile)
 
     @property
     def alive(self) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pdevis.checks import check_whole
 from pdevis.models.bars import without_bars
+from pdevis.models.catalog import ModelLoadError
 from pdevis.models.compiled import compile_stack
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.linear import resolve_precision, storage_dtype
@@ -23,25 +23,22 @@ from pdevis.models.loading import (
     told,
 )
 from pdevis.models.places import Place, beside, find_places, use_cores
+from pdevis.models.plan import (
+    RANKS,
+    SELF,
+    Plan,
+    check_draft_vocab,
+    check_lanes,
+    check_mode,
+    find_target,
+    fit_precision,
+)
+from pdevis.models.ranks import RankChannel, Ranks
 from pdevis.models.shards import stream_model
 from pdevis.models.share import WHOLE, Share
+from pdevis.models.spread import Spread, TensorParallel, read_sharded_model, read_spread_model
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.models.weights import FAMILIES, read_weights, unsupported
-
-SELF = "self"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One model to load: everything that is known before its weights are read."""
-
-    name: str
-    role: str
-    source: Any
-    config: Any
-    device: torch.device
-    precision: str
-    head_rows: int | None = None  # ids that the output head covers
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,8 @@ class Built:
 
     target: CausalLM
     drafter: CausalLM | Plan
+    channel: RankChannel | None  # to the other ranks of torchrun
+    draft_plan: Plan
     draft_places: list[Place]
     tokenizer: Any
     eos_ids: tuple[int, ...]
@@ -70,9 +69,15 @@ def build_pair(
 ) -> Built:
     """Load both models; arguments and errors as for `load_pair`. Everything cheap is checked before weights load."""
     own = drafter == SELF
-    (target_place,), places = find_places(target_device, "target_device"), find_places(draft_device, "draft_device")
-    target_cores, places = beside(target_place, places) if overlap else (None, places)
-    away = overlap or len(places) > 1 or places[0].core is not None
+    on_ranks = draft_device == RANKS
+    if on_ranks and (overlap or target_device != RANKS):
+        raise ModelLoadError(f"draft_device = {RANKS!r}: needs target_device = {RANKS!r}, and no overlap")
+    target_place, spread = find_target(target_device)
+    follows = isinstance(spread, Ranks) and spread.rank > 0  # rank 0 speaks, and has the drafter unless all ranks do
+    say = (lambda line: None) if follows else say
+    places = [target_place] if on_ranks else find_places(draft_device, "draft_device")
+    target_cores, places = beside(target_place, places) if overlap and not spread else (None, places)
+    away = follows or overlap or on_ranks or len(places) > 1 or places[0].core is not None
     devices = target_place.device, places[0].device
     formats = [
         resolve_precision(asked, device, role)
@@ -90,7 +95,8 @@ def build_pair(
         target_source,
         target_config,
         devices[0],
-        fit_precision(target_precision, formats[0], target_config, "target_precision"),
+        fit_precision(target_precision, formats[0], target_config, "target_precision", spread is not None),
+        spread=spread,
     )
     for_drafter = Plan(
         drafter,
@@ -106,9 +112,14 @@ def build_pair(
         check_same_tokenizer(tokenizer, read_tokenizer(draft_source))
     if target_cores or target_place.core is not None:
         use_cores(target_cores or [target_place.core])
-    if away:
+    channel = RankChannel(spread) if isinstance(spread, Ranks) else None
+    draft_model: CausalLM | Plan = for_drafter
+    if away or spread:
         target_model, generation_config = _load_one(for_target, say)
-        draft_model: CausalLM | Plan = for_drafter
+        if channel:
+            target_model = TensorParallel(channel, target_model)
+        if not away:
+            draft_model, _ = _load_one(for_drafter, say)
     else:
         target_model, draft_model, generation_config = (
             _load_own(for_target, for_drafter, say) if own else (_load_two(for_target, for_drafter, say))
@@ -116,14 +127,14 @@ def build_pair(
     labels = {
         "target": target,
         "drafter": drafter,
-        "target_device": ",".join(f"cpu:{core}" for core in target_cores) if target_cores else str(target_place),
-        "draft_device": ",".join(map(str, places)),
+        "target_device": ",".join(f"cpu:{core}" for core in target_cores or ()) or str(spread or target_place),
+        "draft_device": RANKS if on_ranks else ",".join(map(str, places)),
         "target_precision": for_target.precision,
         "draft_precision": for_drafter.precision,
         "draft_vocab": draft_vocab,
     }
     eos_ids = stop_ids(generation_config, target_config, tokenizer)
-    return Built(target_model, draft_model, places, tokenizer, eos_ids, labels)
+    return Built(target_model, draft_model, channel, for_drafter, places, tokenizer, eos_ids, labels)
 
 
 def build_model(plan: Plan, share: Share = WHOLE, compile: bool = False) -> CausalLM:
@@ -131,7 +142,7 @@ def build_model(plan: Plan, share: Share = WHOLE, compile: bool = False) -> Caus
     with without_bars():
         loaded = _read(plan, storage_dtype(plan.precision), lambda line: None)
     model = _wrap(loaded, plan, consume=True, share=share)
-    if compile:
+    if compile and share == WHOLE:  # the exact passes of several devices exchange something at each layer
         compile_stack(model)
     return model
 
@@ -166,7 +177,11 @@ def _load_own(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[
 
 
 def _read(plan: Plan, dtype: torch.dtype, say: Callable[[str], None]) -> Any:
-    say(f"loading the {plan.role}, {plan.name} ({plan.precision} on {plan.device})")
+    say(f"loading the {plan.role}, {plan.name} ({plan.precision} on {plan.spread or plan.device})")
+    if isinstance(plan.spread, Spread):
+        return read_spread_model(plan.source, storage_dtype(plan.precision), plan.spread)
+    if isinstance(plan.spread, Ranks):
+        return read_sharded_model(plan.source, storage_dtype(plan.precision))
     if unsupported(plan.config):
         return read_model(plan.source, dtype, plan.device, nf4=plan.precision == "nf4")
     with told(plan.source, "weights"):
@@ -176,7 +191,7 @@ def _read(plan: Plan, dtype: torch.dtype, say: Callable[[str], None]) -> Any:
 
 
 def _wrap(loaded: Any, plan: Plan, consume: bool, share: Share = WHOLE) -> CausalLM:
-    if unsupported(plan.config):
+    if plan.whole:
         return HFCausalLM(loaded, plan.precision)
     with told(plan.source, "weights"):  # this is where they reach their device and format
         weights = read_weights(loaded, plan.precision, plan.device, consume, head_rows=plan.head_rows, share=share)
@@ -188,44 +203,8 @@ def compile_pair(built: Built) -> None:
     for role, model in (("target", built.target), ("drafter", built.drafter)):
         stack = not unsupported(model.config) if isinstance(model, Plan) else isinstance(model, DecoderStack)
         if not stack:
-            raise ValueError(f"compile = True: only for {', '.join(FAMILIES)} with full attention, not for this {role}")
+            one = f"{', '.join(FAMILIES)} with full attention, a target on one device"
+            raise ValueError(f"compile = True: only for {one}; not for this {role}")
         if isinstance(model, DecoderStack):  # one that runs elsewhere is compiled there
             compile_stack(model)
     built.labels["compile"] = True
-
-
-def check_lanes(draft_device: str | None, places: Sequence[Place], config: Any) -> None:
-    """Raise ValueError where several devices are given for a drafter that cannot be spread over them."""
-    if len(places) > 1 and (reason := unsupported(config)):
-        raise ValueError(f"draft_device = {draft_device!r}: must be one device for {reason}")
-
-
-def check_mode(mode: str, has_sublayers: bool) -> None:
-    """Raise ValueError where a drafting mode needs a drafter whose sublayers can be reached, and this one's cannot."""
-    if mode in ("skip", "parallel") and not has_sublayers:
-        raise ValueError(
-            f"mode = {mode!r}: needs a drafter of a family whose layers pdevis runs itself "
-            "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"
-        )
-
-
-def check_draft_vocab(draft_vocab: int | None, config: Any) -> int | None:
-    """The ids that the drafter's output head is to cover. Raises ValueError where it cannot do with fewer."""
-    if draft_vocab is None:
-        return None
-    check_whole("draft_vocab", draft_vocab, 1)
-    if reason := unsupported(config):
-        raise ValueError(f"draft_vocab = {draft_vocab!r}: must be left out for {reason}")
-    return min(draft_vocab, config.vocab_size)
-
-
-def fit_precision(asked: str, precision: str, config: Any, flag: str) -> str:
-    """The resolved weight format, within what the architecture allows."""
-    if precision not in ("packed", "int8") or not unsupported(config):
-        return precision
-    if asked == "auto":
-        return "float32"
-    raise ValueError(
-        f"{flag} = {asked!r}: only for {', '.join(FAMILIES)} with full attention, "
-        f"not for {unsupported(config)}; use float32 or bfloat16"
-    )

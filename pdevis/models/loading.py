@@ -91,7 +91,7 @@ def read_tokenizer(source: Source) -> Any:
         return AutoTokenizer.from_pretrained(source.location, local_files_only=source.local_only)
 
 
-def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bool = False) -> Any:
+def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bool = False, **placement: Any) -> Any:
     """The transformers model in eval mode, all weights from its files.
 
     Args:
@@ -99,13 +99,16 @@ def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bo
         dtype: of the weights in memory.
         device: where the weights go, without a detour through the CPU's memory.
         nf4: 4-bit weights through bitsandbytes, computing in `dtype` (CUDA only).
+        placement: options of `from_pretrained` for several devices, instead of `device` (spread.py).
 
     Raises:
         ModelLoadError: for files that are broken, missing or incomplete, an architecture that transformers does not
             know, a model that does not fit in memory, or a hub that stops answering.
     """
     options: dict[str, Any] = {"local_files_only": source.local_only, "output_loading_info": True}
-    if device.type != "cpu":
+    if placement:
+        options |= placement
+    elif device.type != "cpu":
         options["device_map"] = {"": device}
     if nf4:
         options["quantization_config"] = BitsAndBytesConfig(

@@ -61,6 +61,9 @@ class Ranks:
     size: int
     device: torch.device  # this rank's own
 
+    def __str__(self) -> str:
+        return f"{self.size} ranks"
+
 
 def under_torchrun() -> bool:
     """Whether torchrun (or a script that sets the same variables) has started this process together with others."""
@@ -79,13 +82,11 @@ def start_ranks(meet_seconds: float = MEET_SECONDS, patience_seconds: float = PA
         ModelLoadError: where a rank does not come, the port is taken, or there are fewer GPUs than ranks.
     """
     rank, local, size = (_number(name) for name in VARIABLES[:3])
-    device, backend = torch.device("cpu"), "gloo"
-    if torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
-            raise ModelLoadError(
-                f"LOCAL_RANK = {local}: this machine has {torch.cuda.device_count()} GPUs, and each rank needs one"
-            )
-        device, backend = torch.device("cuda", local), "nccl"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count and local >= count:
+        raise ModelLoadError(f"LOCAL_RANK = {local}: this machine has {count} GPUs, and each rank needs one")
+    device, backend = (torch.device("cuda", local), "nccl") if count else (torch.device("cpu"), "gloo")
+    if count:
         torch.cuda.set_device(device)
     try:
         store, *_ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=meet_seconds)))
@@ -98,10 +99,9 @@ def start_ranks(meet_seconds: float = MEET_SECONDS, patience_seconds: float = PA
             timeout=timedelta(seconds=patience_seconds),
             device_id=device if backend == "nccl" else None,
         )
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, ValueError, OSError) as why:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        text = f"rank {rank} of {size}: cannot meet the others at {place} ({first_line(error)})"
-        raise ModelLoadError(text) from error
+        raise ModelLoadError(f"rank {rank} of {size}: cannot meet the others at {place} ({first_line(why)})") from why
     return Ranks(rank, size, device)
 
 
@@ -115,7 +115,8 @@ def _number(name: str) -> int:
 def _meet(store: Any, rank: int, size: int, seconds: float) -> None:
     """See that everybody is there. The groups' own waiting would have to be as patient as their later exchanges."""
     deadline = time.monotonic() + seconds
-    store.set(f"pdevis/here/{rank}", "yes")
+    if store.add(f"pdevis/here/{rank}", 1) > 1:
+        raise RuntimeError("they have met before; the ranks of one start serve one pair")
     for other in range(size):
         try:
             store.wait([f"pdevis/here/{other}"], timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
@@ -127,9 +128,7 @@ class RankChannel:
     """Handlers that rank 0 can have run on every rank at once. To be made, and filled, alike on every rank.
 
     While rank 0 does something else, a thread of it says every now and then that it is there: a person may think at the
-    prompt for longer than anyone should wait for a rank that hangs.
-
-    `patience_seconds`: the silence after which a rank counts as lost.
+    prompt for longer than `patience_seconds`, the silence after which a rank counts as lost.
     """
 
     def __init__(self, ranks: Ranks, patience_seconds: float = PATIENCE_SECONDS) -> None:
@@ -144,6 +143,11 @@ class RankChannel:
             self._beat = threading.Thread(target=self._keep_alive, args=(patience_seconds / 4,), daemon=True)
             self._beat.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether `call` can get through."""
+        return not (self._lost or self._closed.is_set())
+
     def register(self, name: str, function: Callable[..., Any]) -> None:
         """Let `call` run a function under that name. It must not use `call` itself."""
         assert name not in (BEAT, CLOSE, *self._handlers), f"a handler named {name!r} is there already"
@@ -152,8 +156,7 @@ class RankChannel:
     def call(self, name: str, *args: Any) -> Any:
         """On rank 0: run a handler on every rank, with arguments that can be pickled; the result is rank 0's.
 
-        An error of rank 0's handler is raised as it is. The other ranks may then be anywhere, so that it is the last
-        call that goes through.
+        An error of rank 0's handler is raised as it is, and is the end: the other ranks may be anywhere then.
 
         Raises:
             RankError: where the ranks are closed or have lost each other.
@@ -161,7 +164,7 @@ class RankChannel:
         assert self.ranks.rank == 0, "only rank 0 calls; the others follow"
         function, message = self._handlers[name], pickle.dumps((name, args))
         with self._turn:
-            if self._closed.is_set() or self._lost:
+            if not self.alive:
                 raise RankError(f"the ranks have stopped ({self._lost or 'closed'}): start the program again")
             self._send(message)
             try:
@@ -191,10 +194,7 @@ class RankChannel:
             return
         self._closed.set()
         atexit.unregister(self.close)
-        with self._turn:
-            if not self._lost:
-                with suppress(RankError):
-                    self._send(pickle.dumps((CLOSE, ())))
+        self._tell(CLOSE)
         self._beat.join()
         self._part()
         if not self._lost:  # else the others may be in the middle of an exchange, which ends when this process does
@@ -221,11 +221,12 @@ class RankChannel:
 
     def _keep_alive(self, seconds: float) -> None:
         while not self._closed.wait(seconds):
-            with self._turn:
-                if self._lost:
-                    return
-                with suppress(RankError):
-                    self._send(pickle.dumps((BEAT, ())))
+            self._tell(BEAT)
+
+    def _tell(self, word: str) -> None:
+        with self._turn, suppress(RankError):
+            if not self._lost:
+                self._send(pickle.dumps((word, ())))
 
     def _send(self, message: bytes) -> None:
         whole = len(message).to_bytes(LENGTH, "little") + message

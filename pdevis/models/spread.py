@@ -17,7 +17,6 @@ heads, MLP columns and vocabulary are divided, and every rank gets the same whol
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +27,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
-from pdevis.models.bars import without_bars
 from pdevis.models.catalog import ModelLoadError, Source
-from pdevis.models.loading import check_device, read_config, told
+from pdevis.models.loading import check_device, read_config, read_model, told
 from pdevis.models.ranks import RankChannel
 from pdevis.models.stack import CausalLM
 
@@ -196,21 +194,14 @@ class TensorParallel:
         self._channel.call(f"{self._name} prefill", ids.tolist())
 
     def rewind(self, length: int) -> None:
-        self._channel.call(f"{self._name} rewind", length)
+        if self._channel.alive:  # else there is nothing to rewind, and whoever asks next is told
+            self._channel.call(f"{self._name} rewind", length)
 
     def _tensor(self, ids: list[int]) -> Tensor:
         return torch.tensor(ids, device=self.device)
 
 
-# TODO(wiring): goes away when read_model takes `**placement` (see the report): the same reading and the same check.
 def _read(source: Source, dtype: torch.dtype, **placement: Any) -> Any:
     if source.gguf_file:
         raise ModelLoadError(f"model = {source.name!r}: a GGUF file goes to one device")
-    with told(source, "weights"), without_bars() if source.local_only else nullcontext():
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=dtype, local_files_only=source.local_only, output_loading_info=True, **placement
-        )
-        lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if lacking:
-            raise ModelLoadError(f"model = {source.name!r}: its files lack {len(lacking)} weights, {lacking[0]} first")
-    return model.eval()
+    return read_model(source, dtype, torch.device("cpu"), **placement)

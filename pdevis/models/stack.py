@@ -143,7 +143,7 @@ class DecoderStack:
         queries = qkv[:, : w.heads].unflatten(1, (w.kv_heads, groups))  # [T, K, G, D]
         if step.mask is None:
             mixed = [self._attend(queries[i : i + 1], layer, step.start + i + 1) for i in range(tokens)]
-            return parts.output((mixed[0] if tokens == 1 else torch.cat(mixed)).view(tokens, -1))
+            return parts.output((mixed[0] if tokens == 1 else torch.cat(mixed)).reshape(tokens, -1))
         queries = queries.permute(1, 2, 0, 3).flatten(1, 2)[None]
         mixed = self._attend(queries, layer, step.end, step.mask)
         return parts.output(mixed[0].unflatten(1, (groups, tokens)).permute(2, 0, 1, 3).reshape(tokens, -1))

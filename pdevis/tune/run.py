@@ -87,6 +87,11 @@ def tune_pair(args: argparse.Namespace, formats: tuple[str, str], say: Progress)
     asked |= {"target_precision": formats[0], "draft_precision": formats[1]}
     options = {name: value for name, value in asked.items() if not name.endswith("_model")}
     pair = load_pair(asked["target_model"], asked["drafter_model"], **options, on_progress=say)
+    if pair.workers:
+        pair.close()
+        raise ValueError(
+            f"--draft_device {asked['draft_device']}: must be one device, not a core: tuning drafts in its own process"
+        )
     samples = target_texts(pair, args.prompts, args.length, say)
     longest = max(samples, key=lambda sample: len(sample.prompt) + len(sample.text))
     behind = [*longest.prompt, *longest.text]

@@ -1,0 +1,45 @@
+"""A drafter on the ranks that torchrun has started: its lanes use the processes and devices of the target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pdevis.drafting.link import ProcessGroup
+from pdevis.drafting.server import Ready
+from pdevis.drafting.service import DraftService
+from pdevis.models.build import build_model
+from pdevis.models.plan import Plan
+from pdevis.models.ranks import RankChannel
+from pdevis.models.share import Share
+from pdevis.models.weights import unsupported
+
+
+class RankDrafter:
+    """What `Workers` are, on ranks; to be made on every one of them. Each call is done together before it returns."""
+
+    concurrent = False
+
+    def __init__(self, channel: RankChannel, plan: Plan, target_vocab: int) -> None:
+        ranks = channel.ranks
+        self.plan = plan
+        self.reachable = not unsupported(plan.config)
+        share = Share(ranks.rank, ranks.size) if self.reachable else Share()
+        self.devices = share.size
+        model = build_model(plan, share)
+        self.ready = Ready(model.vocab_size, model.context_length)
+        service = DraftService(model, ProcessGroup(ranks.rank, ranks.size, lambda: None), target_vocab, plan.head_rows)
+        self._channel = channel
+        channel.register("drafter", service.obey)
+
+    @property
+    def alive(self) -> bool:
+        return self._channel.alive
+
+    def send(self, operation: str, *arguments: Any) -> None:
+        self._channel.call("drafter", operation, *arguments)
+
+    def call(self, operation: str, *arguments: Any) -> Any:
+        return self._channel.call("drafter", operation, *arguments)
+
+    def close(self) -> None:
+        self._channel.close()

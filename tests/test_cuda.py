@@ -1,0 +1,101 @@
+"""On a GPU: the lean forward, every drafting mode, compiled forwards, and a drafter in a process of its own.
+
+Skipped where there is none. `python -m pytest tests/test_cuda.py -q` takes about two minutes on one GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pdevis.models.build import build_model
+from pdevis.models.loading import find_source, read_config, read_model
+from pdevis.models.plan import Plan
+from pdevis.pair import load_pair
+from pdevis.records import DecodeConfig, DraftConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+IDS = [3, 14, 15, 92, 65, 35, 89, 79]
+GREEDY = DecodeConfig(max_new_tokens=40, gamma=4, eos_ids=())
+RULES = [
+    DraftConfig("exact"),
+    DraftConfig("skip", 0.5, "inline"),
+    DraftConfig("skip", 0.5),
+    DraftConfig("parallel", 0.3, "inline", 3),
+    DraftConfig("parallel", 0.3),
+]
+CUDA = {"device": "cuda:0", "target_precision": "float32", "draft_precision": "float32"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _full_float32():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("precision", "close"), [("float32", 1e-3), ("bfloat16", 0.15), ("float16", 0.03)])
+def test_the_lean_forward_is_transformers(tiny_folder, arch, precision, close):
+    source = find_source(str(tiny_folder(arch)))
+    device, dtype = torch.device("cuda:0"), getattr(torch, precision)
+    stack = build_model(Plan(arch, "target", source, read_config(source), device, precision))
+    theirs = read_model(source, dtype, device)
+    with torch.inference_mode():
+        wanted = theirs(torch.tensor([IDS], device=device)).logits[0].float()
+        stack.prefill(torch.tensor(IDS[:5], device=device))
+        found = stack.forward(torch.tensor(IDS[5:], device=device)).float()
+    assert (found - wanted[5:]).norm() < close * wanted[5:].norm()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}")
+@pytest.mark.parametrize("gamma", [4, "auto"])
+def test_speculative_text_is_the_targets_own(tiny_folder, rule, gamma):
+    folders = str(tiny_folder("llama", layers=6)), str(tiny_folder("llama", layers=6, seed=1))
+    for drafter in folders:  # one that is always right, one that hardly ever is
+        pair = load_pair(folders[0], drafter, draft=rule, **CUDA)
+        config = replace(GREEDY, gamma=gamma)
+        assert pair.generate(IDS, config).ids == pair.generate(IDS, config, "target").ids
+        sampled = pair.generate(IDS, replace(config, temperature=1.0, seed=3))
+        assert sampled.stats.new_tokens == GREEDY.max_new_tokens
+
+
+@pytest.mark.parametrize("rule", RULES[::2], ids=lambda rule: f"{rule.mode}-{rule.check}")
+def test_a_drafter_in_a_process_of_its_own_drafts_ahead(tiny_folder, rule):
+    folder = str(tiny_folder("qwen3", layers=6))
+    pair = load_pair(folder, folder, draft=rule, overlap=True, **CUDA)
+    try:
+        wanted = pair.generate(IDS, GREEDY, "target").ids
+        for overlap in (False, True):
+            assert pair.generate(IDS, replace(GREEDY, overlap=overlap)).ids == wanted
+        assert pair.generate(IDS, GREEDY, "drafter").ids == wanted
+    finally:
+        pair.close()
+
+
+def test_a_drafter_on_a_core_beside_a_target_on_the_gpu(tiny_folder):
+    folder = str(tiny_folder("llama", layers=6))
+    options = CUDA | {"device": None, "target_device": "cuda:0", "draft_device": "cpu:0,cpu:1"}
+    pair = load_pair(folder, folder, overlap=True, draft=DraftConfig("parallel", 0.3), **options)
+    try:
+        wanted = pair.generate(IDS, GREEDY, "target").ids
+        assert pair.generate(IDS, replace(GREEDY, overlap=True)).ids == wanted
+    finally:
+        pair.close()
+
+
+def test_compiled_forwards_keep_the_text(tiny_folder):
+    folder = str(tiny_folder("llama", layers=6))
+    plain = load_pair(folder, folder, **CUDA).generate(IDS, GREEDY).ids
+    assert load_pair(folder, folder, compile=True, **CUDA).generate(IDS, GREEDY).ids == plain
+
+
+def test_auto_spreads_the_target_over_what_is_there(tiny_folder):
+    folder = str(tiny_folder("qwen3", layers=6))
+    wanted = load_pair(folder, folder, **CUDA).generate(IDS, GREEDY, "target").ids
+    pair = load_pair(folder, folder, **(CUDA | {"device": None, "target_device": "auto", "draft_device": "cuda:0"}))
+    assert pair.generate(IDS, GREEDY).ids == wanted
