@@ -93,8 +93,9 @@ def add_model_flags(
         metavar="DEV",
         help="of both models: cpu, cpu:1 (a core), cuda:1 (default: cuda if there, else cpu)",
     )
-    group.add_argument(target_device, dest="target_device", metavar="DEV", help=TARGET_HELP)
-    group.add_argument(draft_device, dest="draft_device", metavar="DEV", help=DRAFT_HELP)
+    # the spelling that the script promises, and the one that all others have
+    for flag, name, text in ((target_device, "target_device", TARGET_HELP), (draft_device, "draft_device", DRAFT_HELP)):
+        group.add_argument(*dict.fromkeys((flag, f"--{name}")), dest=name, metavar="DEV", help=text)
     for model in ("target", "draft"):
         group.add_argument(
             f"--{model}_precision",

@@ -39,9 +39,12 @@ def pairs_on(pair: SpeculativePair, layouts: Sequence[str]) -> list[tuple[str | 
 
 
 def _elsewhere(pair: SpeculativePair, layout: str) -> SpeculativePair:
+    from pdevis.drafting.workers import Workers
     from pdevis.models.places import find_places
     from pdevis.pair import SpeculativePair
 
+    if not isinstance(pair.workers, Workers):
+        raise ValueError("--draft_devices: several places need a drafter in processes of its own, not ranks")
     workers = pair.workers.again_on(find_places(layout, "draft_devices"))
     labels = pair.labels | {"draft_device": layout}
     return SpeculativePair(pair.target, workers, pair.tokenizer, pair.eos_ids, pair.draft, labels, pair.profile)
