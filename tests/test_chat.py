@@ -173,6 +173,6 @@ def test_the_chat_goes_on_where_the_drafters_own_processes_fail() -> None:
     out = screen.say("hi")
     assert screen.pair.recovered == 1
     assert "the drafter's process on cpu:1 died (SIGKILL)" in out
-    assert "going on with the drafter in this process, on cpu" in out
+    assert "loading the drafter into this process" in out
     assert screen.session.history[-1][0].text == "whole"
     assert not screen.session.decode.overlap

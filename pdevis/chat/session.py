@@ -148,10 +148,9 @@ class ChatSession:
                 render.end_of_answer(self.console)
         if failed:
             render.error(self.console, failed)
+            render.line(self.console, "loading the drafter into this process; then once more", "dim")
             self.pair.recover()
             self.decode = replace(self.decode, overlap=False)
-            where = self.pair.describe()["draft_device"]
-            render.line(self.console, f"going on with the drafter in this process, on {where}; once more:", "dim")
             return self.write(method, ids)
         return answer
 

@@ -190,12 +190,13 @@ class Workers:
 
     def _dead(self) -> tuple[Place, str] | None:
         """The place of a process that ended, and how."""
-        wait([process.sentinel for process in self.processes], LOOK)
+        ready = wait([process.sentinel for process in self.processes], LOOK)
+        for process in [each for each in self.processes if each.sentinel in ready]:
+            process.join(LOOK)  # its exit code comes a moment later
         for place, process in zip(self.places, self.processes, strict=False):
             code = process.exitcode
-            if code is not None and code < 0:
-                with suppress(ValueError):
-                    return place, signal.Signals(-code).name
+            if code in {-each for each in signal.Signals}:
+                return place, signal.Signals(-code).name
             if code:
                 return place, f"exit code {code}"
         return None
