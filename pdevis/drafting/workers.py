@@ -5,13 +5,13 @@ One process a device; rank 0 answers. Death, an error or no sign of life of one 
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -232,10 +232,7 @@ def _stop(processes: list[BaseProcess], mail: list[Connection], numbers: memoryv
             process.close()
         processes.clear()
         mail.clear()
-        for file in Path(folder).glob("*"):
-            file.unlink(missing_ok=True)
-        with suppress(OSError):
-            os.rmdir(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
