@@ -161,7 +161,7 @@ def test_the_script_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setitem(script["main"].__globals__, "load_pair", Loader(FakePair(["blue"])))
     assert script["main"](["--prompt", "why?", "--device-target", "cpu", "--device_drafter", "cpu"]) == 0
     assert capsys.readouterr().out == "blue\n"
-    for argv, code in [(["--help"], 0), (["--draft_device", "cpu"], 2), (["--gamma", "0"], 2)]:
+    for argv, code in [(["--help"], 0), (["--draft_devices", "cpu"], 2), (["--gamma", "0"], 2)]:
         with pytest.raises(SystemExit) as leaving:
             script["main"](argv)
         assert leaving.value.code == code

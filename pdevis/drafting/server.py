@@ -6,7 +6,9 @@ next message while drafting ahead.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
@@ -29,6 +32,7 @@ SHARED = "shared"  # the transport between CPU cores; otherwise a backend of tor
 WATCH_SECONDS = 1.0  # between two looks whether the main process is there
 
 Message = tuple[str, int, tuple[Any, ...]]  # operation, number, arguments
+Told = tuple[str, str, int | None]  # what went wrong: the kind of error, its text, the rank
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Ready:
 def run_rank(seat: Seat, mail: Connection) -> None:
     """The whole life of one rank. Ends when the main process closes its end of `mail`, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    _watch(os.getppid())
+    _watch(seat.rendezvous)
     try:
         seat.place.settle()
         server = Server(seat, mail)
@@ -71,16 +75,25 @@ def run_rank(seat: Seat, mail: Connection) -> None:
         told = str(error).strip().splitlines() or [""]
         with suppress(OSError):
             mail.send(("error", 0, (type(error).__name__, told[0], seat.rank)))
-    os._exit(0)  # NCCL and gloo may wait for their peers at exit
+    _leave(seat.rendezvous, 0)
 
 
-def _watch(parent: int) -> None:
+def _watch(rendezvous: str) -> None:
+    """End this process where the main process is gone. It may be gone already, then another is the parent."""
+    parent = multiprocessing.parent_process().pid
+
     def look() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_SECONDS)
-        os._exit(1)
+        _leave(rendezvous, 1)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+def _leave(rendezvous: str, code: int) -> NoReturn:
+    """End here and now: NCCL and gloo may wait for their peers at exit. All ranks end with the first one."""
+    shutil.rmtree(Path(rendezvous).parent, ignore_errors=True)
+    os._exit(code)
 
 
 class Server:

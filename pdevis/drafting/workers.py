@@ -10,8 +10,8 @@ import signal
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,7 +22,8 @@ import torch
 from torch import multiprocessing
 
 from pdevis.drafting.link import Board
-from pdevis.drafting.server import SHARED, Ready, Seat, run_rank
+from pdevis.drafting.mail import interrupts_later, patient_pipe, start_deaf
+from pdevis.drafting.server import SHARED, Ready, Seat, Told, run_rank
 from pdevis.drafting.service import AHEAD_LEAST
 from pdevis.models.catalog import ModelLoadError
 from pdevis.models.linear import storage_dtype
@@ -33,7 +34,7 @@ from pdevis.models.weights import unsupported
 
 LOAD_SECONDS = 1800.0  # for a drafter's weights to be there
 TIMEOUT = 30.0  # seconds without a sign of life; one is given at every sublayer
-WHOLE_TIMEOUT = 300.0  # the same, where one is given at every forward
+WHOLE_TIMEOUT = 300.0  # the same, where one is given at every forward, or forwards are compiled
 LOOK = 0.5  # seconds between two looks at the signs of life
 STOP_SECONDS = 1.0  # for a process to end by itself
 CLOSING = 2**62  # "letters sent", when no more will come
@@ -75,7 +76,7 @@ class Workers:
         self.places = list(places)
         self.devices = len(places)
         self.reachable = not unsupported(plan.config)  # whether its sublayers are
-        self.timeout = timeout or (TIMEOUT if self.reachable else WHOLE_TIMEOUT)
+        self.timeout = timeout or (TIMEOUT if self.reachable and not compile else WHOLE_TIMEOUT)
         self.number = self.answered = 0  # the last message, and the last one known to be answered
         transport = transport or ("nccl" if places[0].device.type == "cuda" else SHARED)
         self.board = Board(len(places), _room(plan, len(places)) if transport == SHARED else 0)
@@ -85,20 +86,18 @@ class Workers:
         self.mail: list[Connection] = []
         self.processes: list[BaseProcess] = []
         self._end = weakref.finalize(self, _stop, self.processes, self.mail, self._numbers, self.board.sent, folder)
-        ranks_meet = str(Path(folder) / "ranks")
-        common = plan, target_vocab, self.board, transport, ranks_meet, self.timeout, compile, ahead_least
+        meeting = str(Path(folder) / "ranks")
+        common = plan, target_vocab, self.board, transport, meeting, self.timeout, compile, ahead_least
         try:
             for rank, place in enumerate(places):
-                ours, theirs = context.Pipe()
+                ours, theirs = patient_pipe(context, self.timeout)
                 self.mail.append(ours)
                 seat = Seat(rank, place, *common)
                 process = context.Process(target=run_rank, args=(seat, theirs), daemon=True, name=f"pdevis-{place}")
                 self.processes.append(process)
-                with _interrupts_later():
-                    process.start()
+                start_deaf(process)
                 theirs.close()
-            loaded = [self._receive(rank, 0, LOAD_SECONDS) for rank in range(len(places))]
-            self.ready: Ready = loaded[0]
+            self.ready: Ready = self._receive(range(len(places)), 0, LOAD_SECONDS)
         except BaseException:
             self.close()
             raise
@@ -118,22 +117,20 @@ class Workers:
             raise WorkerError(f"the drafter on {self._names()} has been stopped")
         while self.answered < self.number:  # so that nobody waits for room in a pipe that nobody reads
             self.receive(self.answered + 1)
-        self.number += 1
-        message = operation, self.number, arguments
         try:
-            with _interrupts_later():
+            with interrupts_later():
+                self.number += 1
                 self._numbers[self.board.sent] += 1
                 for mail in self.mail:
-                    mail.send(message)
-        except OSError:
-            self._fail(None)
+                    mail.send((operation, self.number, arguments))
+        except OSError as error:
+            self._fail(self._broken(error))
         return self.number
 
     def receive(self, number: int) -> Any:
         """Rank 0's answer to a message; earlier answers that nobody has asked for are thrown away."""
         while self.answered < number:
-            value = self._receive(0, self.answered + 1, self.timeout)
-            self.answered += 1
+            value = self._receive([0], self.answered + 1, self.timeout)
         return value
 
     def call(self, operation: str, *arguments: Any) -> Any:
@@ -143,47 +140,63 @@ class Workers:
         """End all processes; does nothing where they are ended."""
         self._end()
 
-    def _receive(self, rank: int, number: int, patience: float) -> Any:
-        """The message of that number from a rank, while all processes are watched."""
+    def _receive(self, ranks: Sequence[int], number: int, patience: float) -> Any:
+        """The message of that number from each of some ranks, while all processes are watched; returns the first's."""
+        values: dict[int, Any] = {}
         beats, moved = self._beats(), time.monotonic()
-        while True:
+        while len(values) < len(ranks):
             ready = wait([*self.mail, *(process.sentinel for process in self.processes)], LOOK)
-            for other, mail in enumerate(self.mail):
-                if mail in ready and (other == rank or number > 0):
-                    with _interrupts_later():
-                        kind, found, value = self._read(mail)
-                    if kind == "error":
-                        self._fail(value)
-                    assert (other, found) == (rank, number), f"answer {found} of rank {other}, waiting for {number}"
-                    return value
-            if any(process.sentinel in ready for process in self.processes):
+            heard = [rank for rank, mail in enumerate(self.mail) if mail in ready]
+            errors: list[Told | None] = []
+            for rank in heard:
+                try:
+                    with interrupts_later():
+                        kind, found, value = self.mail[rank].recv()
+                        self.answered = max(self.answered, found)
+                except (EOFError, OSError) as error:
+                    kind, found, value = "error", 0, self._broken(error)
+                if kind == "error":
+                    errors.append(value)
+                else:
+                    assert found == number, f"answer {found} of rank {rank}, waiting for {number}"
+                    values[rank] = value
+            if errors:  # rather that of the rank that failed than those of the ranks that waited for it
+                self._fail(min(errors, key=lambda told: told is None or told[0] == "LinkError"))
+            if not heard and any(process.sentinel in ready for process in self.processes):
                 self._fail(None)
             if beats != (beats := self._beats()):
                 moved = time.monotonic()
             elif time.monotonic() - moved > patience:
-                self._fail(("TimeoutError", f"no sign of life for {patience:g} s", None))
-
-    def _read(self, mail: Connection) -> tuple[str, int, Any]:
-        try:
-            return mail.recv()
-        except (EOFError, OSError):
-            return "error", 0, None
+                self._fail(self._hung(patience))
+        return values[ranks[0]]
 
     def _beats(self) -> list[int]:
         return [self._numbers[self.board.beat_of(rank)] for rank in range(self.board.size)]
 
-    def _fail(self, told: tuple[str, str, int | None] | None) -> None:
+    def _hung(self, seconds: float) -> Told:
+        return "TimeoutError", f"no sign of life for {seconds:g} s", self._last()
+
+    def _broken(self, error: Exception) -> Told | None:
+        return self._hung(self.timeout) if isinstance(error, BlockingIOError) else None
+
+    def _last(self) -> int | None:
+        """The rank that the others wait for, as it has given the fewest signs of life; None: all have given as many."""
+        beats = self._beats()
+        return None if min(beats) == max(beats) else beats.index(min(beats))
+
+    def _fail(self, told: Told | None) -> None:
         """End everything and raise what has happened. A rank that died says nothing; those waiting for it complain."""
         dead = self._dead() if told is None or told[0] == "LinkError" else None
         self.close()
         if dead:
             raise WorkerError(f"the drafter's process on {dead[0]} died ({dead[1]})") from None
         kind, text, rank = told or ("ConnectionError", "its connection broke", None)
+        rank = self._last() if kind == "LinkError" else rank  # it is another one that does not answer
         where = self._names() if rank is None else str(self.places[rank])
         if kind == ModelLoadError.__name__:
             raise ModelLoadError(text) from None
-        if kind in ("OutOfMemoryError", "MemoryError") or "allocate memory" in text:
-            text = f"out of memory: {text}"
+        if kind.endswith("MemoryError") or "allocate memory" in text:
+            text = f"out of memory: {text}" if text else "out of memory"
         elif kind not in ("TimeoutError", "LinkError", "ConnectionError"):
             text = f"{kind}: {text}"
         raise WorkerError(f"the drafter's process on {where} failed ({text})") from None
@@ -216,7 +229,7 @@ def _room(plan: Plan, size: int) -> int:
 
 def _stop(processes: list[BaseProcess], mail: list[Connection], numbers: memoryview, sent: int, folder: str) -> None:
     """End the processes: kindly, by closing their mail, then by SIGTERM, then by SIGKILL."""
-    with _interrupts_later():
+    with interrupts_later():
         numbers[sent] = CLOSING
         for connection in mail:
             connection.close()
@@ -229,20 +242,8 @@ def _stop(processes: list[BaseProcess], mail: list[Connection], numbers: memoryv
             for process in started:
                 process.join(max(0.0, deadline - time.monotonic()))
         for process in started:
-            process.close()
+            with suppress(ValueError):  # not even SIGKILL ends one that the kernel holds
+                process.close()
         processes.clear()
         mail.clear()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits until a message is out, or in, as a whole."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
