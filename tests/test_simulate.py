@@ -10,7 +10,7 @@ from simulate_helpers import LAYERS, SIZES, a_round, exact_pass, write_trace
 from pdevis.drafting.schedule import Group, Schedule, exact_schedule
 from pdevis.records import DraftConfig
 from pdevis.simulate.costs import Machine, StepCosts
-from pdevis.simulate.model import guess_rate, predict, run_rounds
+from pdevis.simulate.model import first_tokens, guess_rate, predict, run_rounds
 from pdevis.simulate.reading import read_trace
 
 STEP = StepCosts.divide(0.016, LAYERS, SIZES)
@@ -51,6 +51,25 @@ def test_on_two_devices():
     # MLPs one by one: 2 + (2 + 2) + 2, and an exchange more
     alone = Schedule(tuple(Group(group.layers, 1) for group in PAIRED.groups))
     assert STEP.planned(alone, TWO) == pytest.approx(0.0035 + 0.008 + 0.003 + 0.009)
+
+
+def test_all_devices_work_on_mlps_that_are_cut():
+    cut = replace(TWO, cut=True)
+    # attentions 4 x 1, MLPs 4 x 2 / 2 at 1.5 times their time, half the head; three exchanges a layer and two more
+    assert STEP.exact(cut) == pytest.approx(0.004 + 0.006 + 0.003 + 0.014)
+    # attentions 1 + 1.5 + 1, MLPs as before; an exchange a group, two for each batch of MLPs, and two more
+    assert STEP.planned(PAIRED, cut) == pytest.approx(0.0035 + 0.006 + 0.003 + 0.011)
+    assert STEP.exact(Machine(1, cut=True)) == pytest.approx(0.016)
+
+
+def test_further_tokens_of_the_first_forward(trace_of):
+    step, rule = replace(STEP, token=0.001), DraftConfig(mode="exact")
+    trace = trace_of([a_round(2, 1), a_round(2, 2), a_round(0, 0), a_round(2, 0), a_round(2, 0)])
+    (rounds,) = (generation.rounds for generation in trace.generations)
+    assert list(first_tokens(rounds, approximate=False)) == [1, 1, 2, 3, 1]
+    assert list(first_tokens(rounds, approximate=True)) == [1, 2, 3, 4, 1]
+    seconds = [each.seconds for each in predict(trace, rule, step).rounds]
+    assert seconds == pytest.approx([0.032, 0.032, 0, 0.034, 0.032])
 
 
 def test_more_lanes_than_devices_take_turns():

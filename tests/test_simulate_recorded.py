@@ -39,6 +39,20 @@ def test_times_from_the_traces(tmp_path):
     assert (flags.costs.draft_seconds, flags.costs.verify_seconds) == (0.008, {1: 0.04})
 
 
+def test_what_a_further_token_adds(tmp_path):
+    """A round whose draft was accepted in full lets the next one begin with two tokens."""
+    rounds = [
+        a_round(2, 1, draft_seconds=0.032),
+        a_round(2, 2, draft_seconds=0.032),
+        a_round(2, 0, draft_seconds=0.035),
+    ]
+    traces = read_traces([write_trace(tmp_path / "run.jsonl", *[rounds] * 3)])
+    timing = find_timing(traces, None, None, None)
+    assert timing.costs.draft_seconds == 0.016
+    assert timing.token_seconds == pytest.approx(0.003)
+    assert find_timing(traces, None, None, None, token_ms=1.0).token_seconds == 0.001
+
+
 def test_times_from_a_profile(tmp_path):
     traces, parallel = read_traces([exact_trace(tmp_path)]), read_traces([parallel_trace(tmp_path)])
     exact = make_profile(draft=DraftConfig(mode="exact"))

@@ -14,6 +14,8 @@ of A attention lanes takes ceil(A/N) attention times, a batch of M MLPs ceil(M/N
 devices work at once, all that takes 1 + (C - 1)(k - 1)/(N - 1) times as long: C is --contention, 1 for devices of
 their own, above 1 for cores that share memory. Each sublayer step, a whole layer in the exact pass, the head and the
 choice of the token end in an exchange of --link_us, on several devices. Layers that skip leaves out cost nothing.
+With --mlps rows, as between CPU cores, all devices work on each MLP: it takes 1/N and two exchanges. A round's
+first forward reads all tokens confirmed since the last, where drafts are approximate; each but one adds --token_ms.
 
 A round takes its draft and its verification. With --overlap the next draft is made during the verification, behind one
 exact forward that guesses the target's token; where all was accepted and the guess was right (as recorded, else with
@@ -66,6 +68,7 @@ def build_parser() -> Parser:
     add = group.add_argument
     add("--draft_ms", type=number(above=True), metavar="X", help="an exact draft step on one device")
     add("--target_ms", type=number(above=True), metavar="X", help="a target forward, over one token or several")
+    add("--token_ms", type=number(), metavar="X", help="that each further token adds (default: as traced)")
     add("--attention_share", type=number(0, 1), metavar="X", help="attention's part of a layer (default: by weights)")
     add("--head_share", type=number(0, 1), metavar="X", help="the head's part of a draft step (default: by weights)")
     group = parser.add_argument_group("the drafter's devices")
@@ -73,6 +76,7 @@ def build_parser() -> Parser:
     add("--devices", type=list_of(positive), default=(1, 2, 4), metavar="LIST", help="numbers (default: 1,2,4)")
     add("--link_us", type=number(), default=0.0, metavar="X", help="of an exchange among them (default: 0)")
     add("--contention", type=number(1), default=1.0, metavar="X", help="slowdown when all work at once (default: 1)")
+    add("--mlps", type=one_of("lanes", "rows"), default="lanes", metavar="HOW", help="lanes: whole; rows: cut by rows")
     add("--overlap", action="store_true", help="the drafter goes on while the target verifies")
     group = parser.add_argument_group("the rule, with the planned check")
     add = group.add_argument
@@ -116,7 +120,8 @@ def run(args: argparse.Namespace) -> None:
         check_targets(path, {"--plot": args.plot})
     traces = read_traces(args.trace)
     profile = None if args.tuned is None else read_profile(args.tuned)
-    result = simulate(traces, find_timing(traces, args.draft_ms, args.target_ms, profile), setup_of(args, traces))
+    timing = find_timing(traces, args.draft_ms, args.target_ms, profile, args.token_ms)
+    result = simulate(traces, timing, setup_of(args, traces))
     if args.plot is not None:
         from pdevis.simulate.plot import draw_simulation
 
@@ -136,7 +141,7 @@ def setup_of(args: argparse.Namespace, traces: Sequence[Any]) -> Any:
     draft = DraftConfig(mode=args.mode, **{name: getattr(args, name) for name in names})
     recorded = [trace.rule.threshold for trace in traces if trace.rule.mode == args.mode]
     thresholds = args.thresholds or tuple(sorted(set(recorded or [traces[0].rule.threshold])))
-    machine = Machine(1, args.link_us / 1e6, args.contention)
+    machine = Machine(1, args.link_us / 1e6, args.contention, args.mlps == "rows")
     shares = args.attention_share, args.head_share
     chosen = () if args.mode == "exact" else thresholds
     return Setup(draft, chosen, args.devices, args.window, machine, args.overlap, *shares)

@@ -2,7 +2,8 @@
 
 It mirrors `drafting.lanes`: layer ℓ lives on device ℓ mod N, so that neighbouring lanes meet different devices; the
 head is cut by vocabulary; after each sublayer step all devices learn all updates. In the exact pass one device runs a
-whole layer, so that only its end is exchanged.
+whole layer, so that only its end is exchanged. Where MLPs are cut by rows, all devices work on each of them, for two
+exchanges.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ class Machine:
         devices: N.
         link_seconds: of one exchange among them.
         contention: what all N at once take for the work of one, over what one alone takes; 1: devices of their own.
+        cut: whether the MLPs are cut by rows, as between CPU cores.
     """
 
     devices: int = 1
     link_seconds: float = 0.0
     contention: float = 1.0
+    cut: bool = False
 
     def __post_init__(self) -> None:
         check_whole("devices", self.devices, 1)
@@ -44,6 +47,15 @@ class Machine:
         whole, rest = divmod(count, self.devices)
         return whole * self.slowdown(self.devices) + (self.slowdown(rest) if rest else 0.0)
 
+    def mlps(self, count: int) -> float:
+        """The same for MLPs."""
+        return count / self.devices * self.slowdown(self.devices) if self.cut else self.lanes(count)
+
+    @property
+    def mlp_exchanges(self) -> int:
+        """Of a batch of MLPs."""
+        return 2 if self.cut else 1
+
     def exchanges(self, count: int) -> float:
         """Seconds."""
         return count * self.link_seconds if self.devices > 1 else 0.0
@@ -51,12 +63,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds of one layer's attention, of its MLP and of the head, over one token on one device."""
+    """Seconds of one layer's attention, of its MLP and of the head, over one token on one device; `token`: what each
+    further token of a forward adds to it, on any number of devices."""
 
     attention: float
     mlp: float
     head: float
     layers: int
+    token: float = 0.0
 
     @classmethod
     def divide(
@@ -66,6 +80,7 @@ class StepCosts:
         sizes: Sizes,
         attention_share: float | None = None,
         head_share: float | None = None,
+        token: float = 0.0,
     ) -> StepCosts:
         """Divide an exact step by weights read: decoding reads each of them once, which is what takes its time.
 
@@ -73,17 +88,19 @@ class StepCosts:
             seconds: of an exact step on one device.
             attention_share: the attention's part of a layer, where it has been measured.
             head_share: the head's part of the step, likewise.
+            token: seconds that each further token of a forward adds.
         """
         layer = sizes.attention + sizes.mlp
         attention = sizes.attention / layer if attention_share is None else attention_share
         head = sizes.head / (sizes.head + layers * layer) if head_share is None else head_share
         each = seconds * (1 - head) / layers
-        return cls(attention * each, (1 - attention) * each, head * seconds, layers)
+        return cls(attention * each, (1 - attention) * each, head * seconds, layers, token)
 
-    def exact(self, machine: Machine) -> float:
-        """Seconds of an exact pass: layer after layer, each on one device."""
-        layers = self.layers * (self.attention + self.mlp)
-        return layers + machine.exchanges(self.layers) + self._end(machine)
+    def exact(self, machine: Machine, tokens: int = 1) -> float:
+        """Seconds of an exact pass over some tokens: layer after layer."""
+        layers = self.layers * (self.attention + self.mlp * machine.mlps(1))
+        exchanges = self.layers * (1 + machine.mlp_exchanges if machine.cut else 1)
+        return layers + machine.exchanges(exchanges) + self._end(machine) + (tokens - 1) * self.token
 
     def planned(self, schedule: Schedule, machine: Machine) -> float:
         """Seconds of a forward under a schedule; what it leaves out costs nothing."""
@@ -92,8 +109,8 @@ class StepCosts:
             lanes = len(group.layers)
             seconds += self.attention * machine.lanes(lanes)
             for first in range(0, lanes, group.mlp_lanes):
-                seconds += self.mlp * machine.lanes(min(group.mlp_lanes, lanes - first))
-            seconds += machine.exchanges(group.depth)
+                seconds += self.mlp * machine.mlps(min(group.mlp_lanes, lanes - first))
+            seconds += machine.exchanges(1 + (group.depth - 1) * machine.mlp_exchanges)
         return seconds
 
     def _end(self, machine: Machine) -> float:

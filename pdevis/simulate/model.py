@@ -10,7 +10,7 @@ What was drafted and accepted stays as recorded; only the drafter's way through 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pdevis.drafting.schedule import exact_schedule, plan
@@ -68,21 +68,35 @@ def predict(trace: Trace, draft: DraftConfig, step: StepCosts, machine: Machine 
             f"{trace.name}: has no similarities, so that mode = {draft.mode!r} cannot be simulated; record a trace "
             "with --draft_mode exact, or of a drafter whose sublayers can be reached"
         )
-    first, first_depth = step.exact(machine), 2 * trace.layers
     schedule = exact_schedule(trace.layers)
-    later = step.planned(schedule, machine) if plans else first
+    later = step.planned(schedule, machine) if plans else step.exact(machine)
     generations = []
     for generation, tables in zip(trace.generations, trace.calibrations, strict=True):
-        drafts = []
-        for each, table in zip(generation.rounds, tables, strict=True):
+        drafts, tokens = [], first_tokens(generation.rounds, approximate=plans)
+        for each, table, read in zip(generation.rounds, tables, tokens, strict=True):
             if plans and table:
                 schedule = plan(table, draft)
                 later = step.planned(schedule, machine)
             more = each.steps - 1
-            seconds, depth = first + more * later, first_depth + more * schedule.depth
+            seconds = step.exact(machine, read) + more * later
+            depth = 2 * trace.layers + more * schedule.depth
             drafts.append(RoundDraft(each.steps, seconds, depth) if each.steps else RoundDraft(0, 0.0, 0))
         generations.append(tuple(drafts))
     return Drafting(tuple(generations))
+
+
+def first_tokens(rounds: Iterable[TracedRound], approximate: bool) -> Iterator[int]:
+    """The tokens that each round's first forward reads: those confirmed since, as far as the cache lacks them or
+    holds them `approximate`ly."""
+    waiting = 1  # the prompt's last token
+    for each in rounds:
+        yield waiting
+        if not each.steps:
+            waiting += each.accepted + 1
+        elif approximate:
+            waiting = each.accepted + 1
+        else:  # the cache lacks a draft's last token
+            waiting = 2 if each.accepted == each.drafted else 1
 
 
 @dataclass

@@ -14,6 +14,7 @@ from statistics import median
 from pdevis.decoding.gamma import RoundCosts
 from pdevis.profile import Profile
 from pdevis.records import DraftConfig
+from pdevis.simulate.model import first_tokens
 from pdevis.simulate.reading import Trace, read_trace
 
 ENOUGH = 3  # timings of target forwards of one width, to go by
@@ -102,15 +103,21 @@ def rule_name(rule: DraftConfig) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of an exact draft step on one device and of a target forward over k tokens, and whence they come."""
+    """Seconds of an exact draft step on one device and of a target forward over k tokens, and whence they come;
+    `token_seconds`: what each further token adds to a drafter's forward."""
 
     costs: RoundCosts
     draft_from: str
     verify_from: str
+    token_seconds: float = 0.0
 
 
 def find_timing(
-    traces: Sequence[Trace], draft_ms: float | None, target_ms: float | None, profile: Profile | None
+    traces: Sequence[Trace],
+    draft_ms: float | None,
+    target_ms: float | None,
+    profile: Profile | None,
+    token_ms: float | None = None,
 ) -> Timing:
     """Times from the flags, else from the profile, else from the traces themselves.
 
@@ -123,33 +130,43 @@ def find_timing(
         verify, verify_from = dict(profile.costs.verify_seconds), profile.name
     else:
         verify, verify_from = _verify_seconds(traces), "median of the traces"
-    exact = _exact_steps(traces)
+    exact, token = _exact_steps(traces)
     if draft_ms is not None:
         draft, draft_from = draft_ms / 1000, "--draft_ms"
     elif profile and profile.draft.mode == "exact":
         draft, draft_from = profile.costs.draft_seconds, profile.name
     elif exact:
-        draft, draft_from = median(exact), "median of the exact traces"
+        draft, draft_from = exact, "median of the exact traces"
     else:
         tuned = f" and --profile {profile.name} is for mode {profile.draft.mode}" if profile else ""
         raise ValueError(
             f"--draft_ms: missing, must be the ms of an exact draft step on one device, since no trace was recorded in "
             f"mode exact on one device without overlap{tuned}"
         )
-    return Timing(RoundCosts(draft, verify, ()), draft_from, verify_from)
+    token = token if token_ms is None else token_ms / 1000
+    return Timing(RoundCosts(draft, verify, ()), draft_from, verify_from, token)
 
 
-def _exact_steps(traces: Sequence[Trace]) -> list[float]:
-    """Seconds of a step in each round that was drafted exactly by one device, while nothing else ran."""
-    return [
-        each.draft_seconds / each.steps
-        for trace in traces
-        if trace.rule.mode == "exact" and "," not in str(trace.pair.get("draft_device", ""))
-        for generation in trace.generations
-        if not generation.overlap
-        for each in generation.rounds
-        if each.steps and each.draft_seconds > 0
-    ]
+def _exact_steps(traces: Sequence[Trace]) -> tuple[float, float]:
+    """Seconds of a step over one token, 0 where there is none, and what a second one adds: medians over the rounds
+    that were drafted exactly by one device, while nothing else ran."""
+    rounds: dict[int, list[tuple[int, float]]] = {1: [], 2: []}
+    for trace in traces:
+        if trace.rule.mode != "exact" or "," in str(trace.pair.get("draft_device", "")):
+            continue
+        for generation in trace.generations:
+            if generation.overlap:
+                continue
+            tokens = first_tokens(generation.rounds, approximate=False)
+            for each, read in zip(generation.rounds, tokens, strict=True):
+                if each.steps and each.draft_seconds > 0 and read in rounds:
+                    rounds[read].append((each.steps, each.draft_seconds))
+    one, two = rounds[1], rounds[2]
+    if len(one) < ENOUGH or len(two) < ENOUGH:
+        every = [seconds / steps for steps, seconds in one + two]
+        return (median(every) if every else 0.0), 0.0
+    step = median(seconds / steps for steps, seconds in one)
+    return step, max(0.0, median(seconds - steps * step for steps, seconds in two))
 
 
 def _verify_seconds(traces: Sequence[Trace]) -> dict[int, float]:

@@ -46,7 +46,7 @@ def simulate(traces: Sequence[Trace], timing: Timing, setup: Setup) -> dict[str,
     """All rows and limits. Raises ValueError like `predict`."""
     costs, first = timing.costs, traces[0]
     shares = setup.attention_share, setup.head_share
-    step = StepCosts.divide(costs.draft_seconds, first.layers, first.sizes, *shares)
+    step = StepCosts.divide(costs.draft_seconds, first.layers, first.sizes, *shares, timing.token_seconds)
     exact = choose(traces, DraftConfig(mode="exact"))
     drafting = predict(exact.trace, DraftConfig(mode="exact"), step)
     base = run_rounds(exact.trace, drafting, costs.verify)
@@ -70,6 +70,7 @@ def simulate(traces: Sequence[Trace], timing: Timing, setup: Setup) -> dict[str,
             "attention_ms": 1000 * step.attention,
             "mlp_ms": 1000 * step.mlp,
             "head_ms": 1000 * step.head,
+            "token_ms": 1000 * step.token,
             "link_us": 1e6 * setup.machine.link_seconds,
             "contention": setup.machine.contention,
         },
@@ -145,8 +146,10 @@ def _assumptions(costs: RoundCosts, setup: Setup) -> list[str]:
         plain += ", as long as a forward over several"
     link = f"an exchange {1e6 * setup.machine.link_seconds:g} µs" if setup.machine.link_seconds else "exchanges nothing"
     lines = [
-        "times are in proportion to the weights read, and a forward over a few tokens takes as long as over one; "
-        f"{link}; a contention of {setup.machine.contention:g}; target and drafter do not slow each other down",
+        "times are in proportion to the weights read; "
+        f"{link}; a contention of {setup.machine.contention:g}; "
+        f"{'each MLP cut by rows' if setup.machine.cut else 'whole MLPs'} on several devices; "
+        "target and drafter do not slow each other down",
         f"{plain}; a rule that drafts differently is accepted as recorded",
     ]
     if setup.overlap:
