@@ -24,7 +24,7 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from pdevis.profile_flags import PROFILE_HELP, parse_with_profile, profile_argument
-from pdevis.records import CHECKS, MODES, DecodeConfig, DraftConfig
+from pdevis.records import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
 from pdevis.values import checked, gamma_value, nearest, one_line, positive
 
 DEFAULT_TARGET = "smollm2-135m"
@@ -193,6 +193,17 @@ def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
         **further,
         **profile_argument(args),
     }
+
+
+def leads(args: argparse.Namespace) -> bool:
+    """Whether this process runs the program. With --target_device ranks the first rank of torchrun does; the others
+    only load their part of the pair, which lets them help until the first is done."""
+    return not on_ranks(args) or os.environ.get("RANK", "0") == "0"
+
+
+def on_ranks(args: argparse.Namespace) -> bool:
+    """Whether the target runs on all ranks of torchrun."""
+    return (args.target_device or args.device) == RANKS
 
 
 def run_main(function: Callable[..., int | None], *args: Any) -> int:

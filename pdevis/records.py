@@ -17,7 +17,7 @@ from pdevis.checks import check_flag, check_number, check_one_of, check_whole
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from torch import Tensor
 
-AUTO = "auto"
+AUTO, RANKS = "auto", "ranks"  # ranks, as a device: the processes that torchrun has started
 MODES = (AUTO, "exact", "skip", "parallel")
 CHECKS = ("inline", "planned")
 RATES = "acceptance_rate mean_accept_length mean_skip serial_depth target_idle_per_round drafter_idle_per_round "

@@ -6,6 +6,7 @@ is padded beyond it, as real ones are.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,21 @@ def embedded_folder() -> Path:
         return prepare()
     except ModelLoadError as error:
         pytest.skip(f"needs the embedded model: {error}")
+
+
+@pytest.fixture
+def folders(tiny_folder: Callable[..., Path], tiny_model: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """folders(family): a target of 5 layers, and a drafter that is often right: the target with some noise."""
+
+    def found(family: str) -> tuple[str, str]:
+        target = tiny_folder(family, layers=5)
+        noisy = tiny_model(family, layers=5, dtype=torch.float32)
+        random = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in noisy.parameters():
+                weight += 0.01 * torch.randn(weight.shape, generator=random)
+        shutil.copytree(target, tmp_path / "noisy")
+        noisy.save_pretrained(tmp_path / "noisy")
+        return str(target), str(tmp_path / "noisy")
+
+    return found

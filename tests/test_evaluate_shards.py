@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,11 +56,11 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_is_told_when_accelerate_has_started_no_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert join_world() == World()
+    assert join_world(Namespace(target_device=None, device=None)) == World()
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert join_world() == World()
+    assert join_world(Namespace(target_device=None, device=None)) == World()
     assert "accelerate launch --multi_gpu --num_processes N" in capsys.readouterr().err
 
 

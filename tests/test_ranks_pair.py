@@ -6,10 +6,7 @@ This file is also the program of those processes: `torchrun test_ranks_pair.py T
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks_helpers import APP, Row, one_object, torchrun
 
 from pdevis.models import build, plan
 from pdevis.models.loading import read_model
@@ -26,9 +24,6 @@ from pdevis.models.spread import Spread
 from pdevis.pair import SpeculativePair, load_pair
 from pdevis.records import DecodeConfig, DraftConfig
 
-APP = str(Path(__file__).parents[1] / "appInference.py")
-SECONDS = 120  # a limit; a start takes about 10
-LAYERS, NOISE = 5, 0.01  # noise beside weights of 0.3
 PROMPT, OTHER_PROMPT = [3, 14, 15, 92, 65], [7, 8, 9]
 LONG = [(7 * i) % 250 for i in range(300)]  # longer than a message's first part
 GREEDY = DecodeConfig(max_new_tokens=10, gamma=4, eos_ids=())
@@ -39,25 +34,6 @@ RULES = {
     "skip": DraftConfig("skip", 0.5, "inline", keep_first=1),
 }
 COUNTS = ("rounds", "drafted", "accepted", "skipped", "depth")  # what does not depend on time
-Row = dict[str, Any]
-
-
-@pytest.fixture
-def folders(tiny_folder: Callable[..., Path], tiny_model: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """folders(family): a target, and a drafter that is often right: the target with some noise."""
-
-    def found(family: str) -> tuple[str, str]:
-        target = tiny_folder(family, layers=LAYERS)
-        noisy = tiny_model(family, layers=LAYERS, dtype=torch.float32)
-        random = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for weight in noisy.parameters():
-                weight += NOISE * torch.randn(weight.shape, generator=random)
-        shutil.copytree(target, tmp_path / "noisy")
-        noisy.save_pretrained(tmp_path / "noisy")
-        return str(target), str(tmp_path / "noisy")
-
-    return found
 
 
 # ---- what the processes do ----
@@ -109,20 +85,6 @@ def lead(target: str, drafter: str, draft_device: str, modes: str) -> None:
 # ---- the tests ----
 
 
-def torchrun(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    return subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=SECONDS)
-
-
-def one_object(done: subprocess.CompletedProcess[str]) -> Row:
-    """What rank 0 has printed: nobody has printed anything else."""
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "rror" in line)
-    assert "Traceback" not in done.stderr
-    assert done.stdout.count("\n") == 1
-    return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize(
     ("family", "drafter", "draft_device"),
     [
@@ -164,28 +126,6 @@ def test_a_drafter_whose_sublayers_cannot_be_reached(tiny_folder: Callable[..., 
     wanted = decode(load_pair(*models, device="cpu", target_precision="float32"), ["exact"])
     assert found["devices"] == 1
     assert {name: found[name] for name in wanted} == wanted
-
-
-def test_one_json_object_from_all_ranks(folders: Callable[..., Any]) -> None:
-    target, other = folders("llama")
-    words = ["--target_model", target, "--drafter_model", other, "--prompt", "hi", "--no-chat", "--json"]
-    done = torchrun(APP, *words, "--device_target", "ranks", "--device_drafter", "ranks", "--length", "12")
-    found = one_object(done)
-    assert done.stderr.count("loading the target") == 1  # the others say nothing there, either
-    assert found["stats"]["mode"] == "parallel"
-    pair = load_pair(target, device="cpu", target_precision="float32")
-    wanted = pair.generate(pair.encode("hi", chat=False), DecodeConfig(max_new_tokens=12), "target")
-    assert (found["ids"], found["text"]) == (wanted.ids, wanted.text)
-
-
-def test_heads_that_cannot_be_divided(tiny_folder: Callable[..., Path]) -> None:
-    folder = str(tiny_folder("qwen3", num_attention_heads=3, num_key_value_heads=1))
-    words = ["--target_model", folder, "--prompt", "hi", "--no-chat", "--device", "ranks"]
-    done = torchrun(APP, *words)
-    said = f"error: model = {folder!r}: its num_attention_heads = 3 cannot be divided among 2 ranks"
-    assert said in done.stderr
-    assert done.stdout == ""
-    assert "exitcode  : 2 " in done.stderr
 
 
 @pytest.mark.parametrize(

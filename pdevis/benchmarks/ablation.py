@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.equality import compare_turns, tally, verdict
 from pdevis.benchmarks.flags import evaluation_parser, list_of
-from pdevis.benchmarks.inputs import Inputs, read_inputs, uses_chat
+from pdevis.benchmarks.inputs import Inputs, follow, read_inputs, uses_chat
 from pdevis.benchmarks.jobs import Entry, Job, Options, execute
 from pdevis.benchmarks.output import encode_meta
 from pdevis.benchmarks.runner import Conditions, Conversation, converse, warm_up
 from pdevis.benchmarks.world import join_world, leave_world
-from pdevis.cli import Parser, draft_config
+from pdevis.cli import Parser, draft_config, leads
 from pdevis.records import DecodeConfig, DraftConfig
 from pdevis.totals import sum_stats
 from pdevis.values import one_line, parse_value
@@ -95,7 +95,9 @@ def run_ablation(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: finished units are kept.
     """
-    world = join_world()
+    if not leads(args):
+        return follow(args)
+    world = join_world(args)
     seed = world.seed()
     base = world.agree(lambda: _base(args))
     inputs = world.agree(lambda: read_inputs(args, world, seed, name="ablation"))

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.equality import tally, verdict
-from pdevis.benchmarks.inputs import read_inputs, uses_chat
+from pdevis.benchmarks.inputs import follow, read_inputs, uses_chat
 from pdevis.benchmarks.jobs import Entry, Job, Options, execute
 from pdevis.benchmarks.results import METHOD_KEYS, METHODS, encode_results
 from pdevis.benchmarks.runner import Conditions, run_items
 from pdevis.benchmarks.world import join_world, leave_world
+from pdevis.cli import leads
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -26,7 +27,9 @@ def run_evaluation(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: finished items are kept.
     """
-    world = join_world()
+    if not leads(args):
+        return follow(args)
+    world = join_world(args)
     seed = world.seed()
     inputs = world.agree(lambda: read_inputs(args, world, seed))
     methods = [method for method in METHODS if method in args.methods]

@@ -1,6 +1,6 @@
 """From flags to all that a run needs: items, settings, output, and how to load the pair. Mistakes show up here.
 
-world = join_world()
+world = join_world(args)
 inputs = world.agree(lambda: read_inputs(args, world, world.seed()))
 """
 
@@ -149,6 +149,13 @@ def pair_loader(
         return pair
 
     return load
+
+
+def follow(args: argparse.Namespace) -> int:
+    """Help the first rank until it is done (`cli.leads`)."""
+    args.progress = False
+    pair_loader(args, World(), load_code(args.code_path))()
+    return 0
 
 
 def uses_chat(args: argparse.Namespace, pair: SpeculativePair) -> bool:

@@ -30,7 +30,7 @@ from pdevis.benchmarks.speed_summary import KIND, Entry, summarize
 from pdevis.benchmarks.speed_table import show_speed
 from pdevis.benchmarks.summary_table import make_console
 from pdevis.benchmarks.world import World
-from pdevis.cli import pair_arguments
+from pdevis.cli import leads, on_ranks, pair_arguments
 from pdevis.records import DraftConfig
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class SpeedRun:
         self.kinds = ["prompt"] * len(self.prompts)
         self.kinds += [DRAFT_STEP] if DRAFT_STEP in self.wanted else []
         away = self.layouts or self.args.overlap or "cpu:" in str(self.args.draft_device or self.args.device)
+        away = away or on_ranks(self.args)
         if self.args.memory and away:
             self.left_out["peak memory"] = "the drafter has processes of its own"
         self.kinds += ["memory"] if self.args.memory and not away else []
@@ -184,6 +185,9 @@ def run_speed(run: SpeedRun) -> int:
         ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: with --output finished units
             are kept in the journal; without, what is finished is printed first.
     """
+    if not leads(run.args):
+        run.load()
+        return 0
     header = {"benchmark": KIND, "settings": run.settings(), "versions": versions()}
     summary = _kept(run, header) if run.args.output else _printed(run, header)
     show_speed(make_console(), summary)

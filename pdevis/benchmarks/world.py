@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+
+from pdevis.cli import on_ranks
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # the slowest process may need that much longer than the fastest
@@ -99,8 +102,11 @@ class World:
         return f"cuda:{self.local_rank % count}" if count else None
 
 
-def join_world() -> World:
-    """This process's place, from what the launcher has left in the environment."""
+def join_world(args: Namespace) -> World:
+    """This process's place, from what the launcher has left in the environment. Ranks that share one target, with
+    --target_device ranks, are one process to all who share work."""
+    if on_ranks(args):
+        return World()
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
             print(ONE_ONLY, file=sys.stderr)

@@ -20,7 +20,7 @@ from rich.markup import escape
 from pdevis.chat import render
 from pdevis.chat.commands import COMMANDS, LeaveChat, dispatch, settings
 from pdevis.chat.session import ChatSession
-from pdevis.cli import Parser, decode_config, pair_arguments
+from pdevis.cli import Parser, decode_config, leads, pair_arguments
 from pdevis.places import cache_root
 from pdevis.values import nearest
 
@@ -49,9 +49,12 @@ def run_chat(args: argparse.Namespace, load_pair: Callable[..., SpeculativePair]
     Raises:
         ValueError: a user's mistake, found before the models are loaded where possible.
     """
+    wanted = pair_arguments(args)
+    if not leads(args):
+        load_pair(**wanted)
+        return 0
     prompt = _one_shot_prompt(args)
     decode = decode_config(args)
-    wanted = pair_arguments(args)
     session = ChatSession(_load(load_pair, wanted), make_console(sys.stdout), decode, args.chat)
     if prompt is not None:
         return _answer_once(session, prompt, args.json)

@@ -15,9 +15,9 @@ from torch import Tensor
 from pdevis.drafting.ranks import RankDrafter
 from pdevis.drafting.workers import WorkerError, Workers
 from pdevis.models.build import Built
-from pdevis.models.plan import RANKS, Plan
+from pdevis.models.plan import Plan
 from pdevis.models.stack import CausalLM
-from pdevis.records import DecodeConfig, Draft, DraftConfig
+from pdevis.records import RANKS, DecodeConfig, Draft, DraftConfig
 
 
 class RemoteModel:

@@ -24,7 +24,6 @@ from pdevis.models.loading import (
 )
 from pdevis.models.places import Place, beside, find_places, use_cores
 from pdevis.models.plan import (
-    RANKS,
     SELF,
     Plan,
     check_draft_vocab,
@@ -39,6 +38,7 @@ from pdevis.models.share import WHOLE, Share
 from pdevis.models.spread import Spread, TensorParallel, read_sharded_model, read_spread_model
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.models.weights import FAMILIES, read_weights, unsupported
+from pdevis.records import RANKS
 
 
 @dataclass(frozen=True)

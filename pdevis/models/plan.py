@@ -14,8 +14,9 @@ from pdevis.models.places import Place, find_places
 from pdevis.models.ranks import Ranks, start_ranks, under_torchrun
 from pdevis.models.spread import AUTO, Spread, parse_devices
 from pdevis.models.weights import FAMILIES, unsupported
+from pdevis.records import RANKS
 
-SELF, RANKS = "self", "ranks"
+SELF = "self"
 
 
 @dataclass(frozen=True)
