@@ -74,6 +74,24 @@ def test_all_contestants_on_tiny_models(main, flags, tmp_path, capsys):
     assert not list(tmp_path.glob("*.partial.jsonl"))
 
 
+def test_further_drafters_by_their_flags(main, flags, tmp_path, capsys):
+    output, lanes = (
+        tmp_path / "speed.json",
+        "--draft_mode parallel --threshold -2 --window 4 --mlp_window 1 --keep_last 2",
+    )
+    also = ["--also", "--draft_mode exact", "--also", f"{lanes} --check inline --no-calibrate"]
+    only = ["--without", "transformers", "--no_memory", "--output", str(output)]
+    assert main([*flags, "--modes", "exact", *also, *only]) == 0
+    names = [row["name"] for row in json.loads(output.read_text())["rows"]]
+    rule = "parallel inline τ=-2 W=4 (4 + 1) ends 2 + 2 uncalibrated"
+    assert names == [PLAIN, "pdevis, exact, γ=2", f"pdevis, {rule}, γ=2"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        main([*flags, "--also", "--windows 3"])
+    assert leaving.value.code == 2
+    assert "--windows" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_drafter_of_its_own_is_needed_for_assisted_generation(main, tiny_folder, capsys):
     argv = ["--target_model", str(tiny_folder("llama")), "--device", "cpu", "--prompts", "1", "--length", "4"]
     assert main([*argv, "--gammas", "2", "--no_memory", "--no-progress"]) == 0

@@ -6,6 +6,7 @@
     python evaluation/speed/evaluate_speed.py --target_model FOLDER --drafter_model FOLDER --gguf TARGET.gguf
     python evaluation/speed/evaluate_speed.py --draft_devices "cpu:0;cpu:0,cpu:1" --modes exact,skip,parallel
     python evaluation/speed/evaluate_speed.py --draft_device cpu:0 --target_device cpu:1 --overlap
+    python evaluation/speed/evaluate_speed.py --draft_mode exact --also "--draft_mode skip --threshold 0.95"
     python evaluation/speed/evaluate_speed.py --specbench Data/samples/specbench.jsonl --categories math,coding
 
 Greedy, 64 tokens behind each prompt: built-in ones, or the first turns of SpecBench questions. Contestants: the target
@@ -23,6 +24,7 @@ of those that must be is not).
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -31,7 +33,7 @@ from itertools import product
 from pathlib import Path
 
 from pdevis.benchmarks.speed_devices import parse_layouts
-from pdevis.cli import Parser, add_draft_flags, add_model_flags, pair_arguments, run_main
+from pdevis.cli import Parser, add_draft_flags, add_model_flags, draft_config, pair_arguments, run_main
 from pdevis.records import DecodeConfig, DraftConfig
 from pdevis.values import gamma_value, parse_value
 
@@ -46,6 +48,9 @@ def build_parser() -> Parser:
     group.add_argument("--modes", metavar="LIST", help="drafting modes (default: --draft_mode)")
     group.add_argument("--thresholds", metavar="LIST", help="of skip and parallel (default: --threshold)")
     group.add_argument("--checks", metavar="LIST", help="inline, planned (default: --check)")
+    group.add_argument(
+        "--also", metavar="FLAGS", action="append", default=[], help="a further drafter, by its own flags"
+    )
     group.add_argument("--without", metavar="LIST", help=f"leave out: {', '.join(PARTS)}, or transformers for all its")
     group.add_argument("--draft_devices", metavar="LISTS", help="where the drafter runs: 'cpu:0;cpu:0,cpu:1', in turn")
     group.add_argument("--no_memory", dest="memory", action="store_false", help="leave out the peak memory")
@@ -90,7 +95,15 @@ def settings(args: Namespace) -> tuple[list[DraftConfig], list[int | str]]:
         draft = replace(base, mode=mode) if plain else replace(base, mode=mode, check=check, threshold=threshold)
         if draft not in drafts:
             drafts.append(draft)
+    drafts += [draft for draft in map(also, args.also) if draft not in drafts]
     return drafts, gammas
+
+
+def also(text: str) -> DraftConfig:
+    """The drafting settings of one --also. Flags that it does not have mean their defaults."""
+    parser = Parser(prog=f"--also {text!r}", usage="drafting flags only", add_help=False)
+    add_draft_flags(parser)
+    return draft_config(parser.parse_args(shlex.split(text)))
 
 
 def without(args: Namespace) -> list[str]:

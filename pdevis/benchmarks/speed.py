@@ -106,6 +106,12 @@ def speculative(
 def name_of(draft: DraftConfig, mode: str, gamma: int | str) -> str:
     """A row's name, such as "pdevis, skip planned τ=0.9 W=2, γ=4"; `mode` is what "auto" became."""
     rule = mode if mode == "exact" else f"{mode} {draft.check} τ={draft.threshold:g} W={draft.window}"
+    if mode == "parallel" and (draft.attention_lanes, draft.mlp_lanes) != (draft.window, min(draft.window, 2)):
+        rule += f" ({draft.attention_lanes} + {draft.mlp_lanes})"
+    if mode != "exact":
+        ends, usual = (draft.keep_first, draft.keep_last), DraftConfig()
+        rule += f" ends {ends[0]} + {ends[1]}" if ends != (usual.keep_first, usual.keep_last) else ""
+        rule += "" if draft.calibrate else " uncalibrated"
     return f"pdevis, {rule}, γ={gamma}"
 
 
