@@ -78,9 +78,9 @@ def test_logits_are_those_of_one_device(pair):
         model.prefill(torch.tensor(PROMPT))
         ids = torch.tensor([5, 9, 26])
         wanted = alone.forward(ids)
-        torch.testing.assert_close(model.forward(ids), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.forward(ids), wanted, rtol=1e-5, atol=3e-5)
         model.rewind(len(PROMPT))
-        torch.testing.assert_close(model.forward(ids[:1]), wanted[:1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.forward(ids[:1]), wanted[:1], rtol=1e-5, atol=3e-5)
 
 
 def test_drafts_of_chosen_lengths_are_those_of_one_device(pair):
@@ -116,7 +116,7 @@ def test_each_rank_holds_its_share_only(plans):
     plan = plans["llama"]
     whole = build_model(plan)
     parts = [build_model(plan, Share(rank, 3)) for rank in range(3)]
-    held = [[layer is not None for layer in part.layers] for part in parts]
+    held = [[bool(layer.attention and layer.mlp) for layer in part.layers] for part in parts]
     assert [sum(column) for column in zip(*held, strict=True)] == [1] * len(whole.layers)
     with torch.inference_mode():
         h = whole.embed(torch.tensor([1]))
@@ -124,7 +124,20 @@ def test_each_rank_holds_its_share_only(plans):
         torch.testing.assert_close(heads, whole.logits(h))
         for part in parts:
             part.reserve(10)
-            assert [len(rows) > 0 for rows in part.cache] == [layer is not None for layer in part.layers]
+            assert [len(rows) > 0 for rows in part.cache] == [layer.attention is not None for layer in part.layers]
+
+
+def test_mlps_are_cut_where_exchanges_are_fast(plans):
+    plan = plans["int8"]
+    whole = build_model(plan)
+    parts = [build_model(plan, Share(rank, 3, cut=True)) for rank in range(3)]
+    h = whole.embed(torch.tensor([1, 7]))
+    for layer in range(len(whole.layers)):
+        assert [part.layers[layer].attention is not None for part in parts] == [layer % 3 == rank for rank in range(3)]
+        inner = torch.cat([part.mlp_inner(layer, h) for part in parts], dim=1)
+        assert torch.equal(inner, whole.mlp_inner(layer, h))
+        update = torch.cat([part.mlp_outer(layer, inner) for part in parts], dim=1)
+        assert torch.equal(update, whole.mlp(layer, h))
 
 
 def test_auto_is_parallel_on_several_devices_only():

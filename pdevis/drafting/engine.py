@@ -119,6 +119,7 @@ class DraftEngine:
         self.lanes = lanes or LocalLanes(stack)
         self.layers = len(stack.layers)
         self.free = free_layers(self.layers, config)
+        self.always = config.threshold < -1  # no cosine is below
         self.schedule = exact_schedule(self.layers)
         self.agree = self.lanes.agree
         self.most = CHUNK // config.attention_lanes  # tokens of a forward under a rule
@@ -216,8 +217,8 @@ class DraftEngine:
             end = min(layer + self.config.attention_lanes, self.free.stop) if layer in self.free else layer + 1
             group = Group(tuple(range(layer, end)), self.config.mlp_lanes)
             attended, mlps = self._run_group(h, group, step)
-            kept = 1
-            if len(mlps) > 1:
+            kept = len(mlps) if self.always else 1
+            if kept < len(mlps):
                 inputs = torch.stack([_after(lanes, attended, mlps) for lanes in range(1, len(mlps))])  # [W - 1, T, H]
                 alike = (similarity(inputs, h) > self.config.threshold).all(-1).tolist()
                 kept += [*alike, False].index(False)

@@ -5,6 +5,10 @@ consecutive layers always lie on N devices, wherever a window begins; the output
 and norms are everywhere. Each sublayer step ends in one exchange of the updates, after which all ranks know all of them
 and go on alike. A layer that runs alone keeps one device busy and lets the others wait.
 
+Where an exchange takes a small part of a sublayer's time (`Link.fast`), the MLPs, which hold most of a layer's weights,
+do not live on one rank: each has a part of the rows of every one, for two exchanges more. All ranks then
+work on each MLP, also on that of a layer that runs alone. A row's product is the same wherever it is computed.
+
 Shapes: T = tokens of this forward, H = hidden size, V = vocabulary.
 """
 
@@ -13,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pdevis.drafting.engine import likeliest
@@ -25,7 +28,7 @@ class DeviceLanes:
     """One rank's part of a `LaneExecutor`.
 
     Args:
-        stack: a drafter that holds this rank's share of the weights (models/share.py).
+        stack: a drafter that holds this rank's share of the weights (models/share.py), cut where the link is fast.
         link: to the other ranks.
         vocab: ids that the whole output head covers.
     """
@@ -34,6 +37,7 @@ class DeviceLanes:
         self.stack = stack
         self.link = link
         self.vocab = vocab
+        self.cut = link.fast
         self.layers = len(stack.layers)
         self.everybody = range(link.size)
 
@@ -46,11 +50,15 @@ class DeviceLanes:
         if trace is not None:
             trace.append(h)
         for layer in range(self.layers):
-            after: list[Tensor] = []
-            if self._mine(layer):
-                h = h + self.stack.attention(layer, h, step)
-                after = [h + self.stack.mlp(layer, h)]
-            h = self._share(after, [layer], h)[0]
+            if self.cut:
+                h = h + self.attention([layer], [h], step)[0]
+                h = h + self.mlp([layer], [h])[0]
+            else:
+                after: list[Tensor] = []
+                if self._mine(layer):
+                    h = h + self.stack.attention(layer, h, step)
+                    after = [h + self.stack.mlp(layer, h)]
+                h = self._share(after, [layer], h)[0]
             if trace is not None:
                 trace.append(h)
         self.stack.commit(step)
@@ -65,17 +73,17 @@ class DeviceLanes:
         return self._share(mine, layers, inputs[0])
 
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
+        if self.cut:
+            inner = [self.stack.mlp_inner(i, h) for i, h in zip(layers, inputs, strict=True)]
+            inner = self.link.join(inner, self.stack.weights.mlp_size)
+            outer = [self.stack.mlp_outer(i, x) for i, x in zip(layers, inner, strict=True)]
+            return [update.clone() for update in self.link.join(outer, inputs[0].shape[1])]
         mine = [self.stack.mlp(i, h) for i, h in zip(layers, inputs, strict=True) if self._mine(i)]
         return self._share(mine, layers, inputs[0])
 
     def logits(self, h: Tensor) -> Tensor:
         part = self.stack.logits(h)
-        if self.link.size == 1:
-            return part
-        most = -(-self.vocab // self.link.size)
-        part = F.pad(part, (0, most - part.shape[1]))
-        parts = self.link.share([part], self.everybody, part.shape, part)
-        return torch.cat(parts, dim=1)[:, : self.vocab]
+        return part if self.link.size == 1 else self.link.join([part], self.vocab)[0].clone()
 
     def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
         """Each rank looks through its own part of the vocabulary; three numbers a rank are exchanged."""

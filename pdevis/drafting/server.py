@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from pdevis.drafting.link import Alone, Board, Link, ProcessGroup, SharedMemory, Signs
+from pdevis.drafting.board import Board, SharedMemory, Signs
+from pdevis.drafting.link import Alone, Link, ProcessGroup
 from pdevis.drafting.service import DraftService
 from pdevis.models.build import build_model
 from pdevis.models.places import Place
@@ -106,7 +107,7 @@ class Server:
         link = _connect(seat, self.signs)
         self.first = link.rank == 0
         plan = replace(seat.plan, device=seat.place.device)
-        model = build_model(plan, Share(seat.rank, seat.board.size), seat.compile)
+        model = build_model(plan, Share(seat.rank, seat.board.size, cut=link.fast), seat.compile)
         self.service = DraftService(model, link, seat.target_vocab, seat.plan.head_rows, seat.ahead_least)
 
     def serve(self) -> None:

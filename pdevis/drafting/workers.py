@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from pdevis.drafting.link import Board
+from pdevis.drafting.board import Board
 from pdevis.drafting.mail import interrupts_later, patient_pipe, start_deaf
 from pdevis.drafting.server import SHARED, Ready, Seat, Told, run_rank
 from pdevis.drafting.service import AHEAD_LEAST
@@ -219,11 +219,12 @@ class Workers:
 
 
 def _room(plan: Plan, size: int) -> int:
-    """Bytes that one rank contributes to an exchange at most: a chunk of a prompt, or its part of the logits."""
+    """Bytes of one rank's part of an exchange at most: of a chunk's hidden or inner states, or of the logits."""
     config = plan.config
     if size == 1:
         return 0
-    numbers = max(CHUNK * config.hidden_size, -(-config.vocab_size // size))
+    inner = -(-config.intermediate_size // size)
+    numbers = max(CHUNK * max(config.hidden_size, inner), -(-config.vocab_size // size))
     return numbers * torch.empty(0, dtype=storage_dtype(plan.precision)).element_size()
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from pdevis.models.linear import DenseLinear, Linear
 from pdevis.models.rotation import TurnedLinear
 from pdevis.models.stack import DecoderStack
-from pdevis.models.weights import Layer
+from pdevis.models.weights import Attention, Layer
 
 WIDTHS = (1, 2, 6, 17)  # draft steps; verification of up to 5, of up to 16 draft tokens
 
@@ -70,18 +70,20 @@ class CompiledForward:
             mask = seen.repeat(weights.heads // weights.kv_heads, 1)  # [G T, C]
             h = F.embedding(ids, weights.embedding)
             for parts, rows in zip(layers, caches, strict=True):
-                h = h + self._attention(parts, rows, h, places, turn, mask)
-                gate, up = parts.gate_up(parts.mlp_norm(h)).chunk(2, dim=-1)
-                h = h + parts.down(F.silu(gate) * up)
+                h = h + self._attention(parts.attention, rows, h, places, turn, mask)
+                gate, up = parts.mlp.gate_up(parts.mlp.norm(h)).chunk(2, dim=-1)
+                h = h + parts.mlp.down(F.silu(gate) * up)
             return h
 
         return forward
 
-    def _attention(self, parts: Layer, rows: Tensor, h: Tensor, places: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
+    def _attention(
+        self, parts: Attention, rows: Tensor, h: Tensor, places: Tensor, turn: Tensor, mask: Tensor
+    ) -> Tensor:
         """As `DecoderStack.attention`, on the whole cache `rows` [C, 2K, D]."""
         w, tokens = self.stack.weights, len(h)
         groups, turned = w.heads // w.kv_heads, w.heads + w.kv_heads
-        qkv = parts.qkv(parts.attention_norm(h)).view(tokens, -1, w.head_dim)
+        qkv = parts.qkv(parts.norm(h)).view(tokens, -1, w.head_dim)
         qk = qkv[:, :turned] if parts.qk_norm is None else parts.qk_norm(qkv[:, :turned])
         real, imaginary = qk.to(turn.dtype).unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = turn.unbind(-1)
@@ -122,5 +124,8 @@ def _opaque(layer: Layer) -> Layer:
             return TurnedLinear(linear.turn, wrap(linear.linear))
         return linear if isinstance(linear, DenseLinear) else OpaqueLinear(linear)
 
-    products = {name: wrap(getattr(layer, name)) for name in ("qkv", "output", "gate_up", "down")}
-    return replace(layer, **products)
+    attention, mlp = layer.attention, layer.mlp
+    return Layer(
+        replace(attention, qkv=wrap(attention.qkv), output=wrap(attention.output)),
+        replace(mlp, gate_up=wrap(mlp.gate_up), down=wrap(mlp.down)),
+    )

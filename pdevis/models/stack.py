@@ -131,9 +131,9 @@ class DecoderStack:
 
     def attention(self, layer: int, h: Tensor, step: Step) -> Tensor:
         """The update [T, H] of a layer's attention on h [T, H]; writes the layer's cache entries of this step."""
-        w, parts = self.weights, self.layers[layer]
+        w, parts = self.weights, self.layers[layer].attention
         tokens, groups = len(h), w.heads // w.kv_heads
-        qkv = parts.qkv(parts.attention_norm(h)).view(tokens, -1, w.head_dim)  # [T, N + 2K, D]
+        qkv = parts.qkv(parts.norm(h)).view(tokens, -1, w.head_dim)  # [T, N + 2K, D]
         if parts.qk_norm is not None:
             turned = w.heads + w.kv_heads
             qkv[:, :turned] = parts.qk_norm(qkv[:, :turned])
@@ -155,9 +155,17 @@ class DecoderStack:
 
     def mlp(self, layer: int, h: Tensor) -> Tensor:
         """The update [T, H] of a layer's MLP on h [T, H]."""
-        parts = self.layers[layer]
-        gate, up = parts.gate_up(parts.mlp_norm(h)).chunk(2, dim=-1)
-        return parts.down(F.silu(gate).mul_(up))
+        return self.mlp_outer(layer, self.mlp_inner(layer, h))
+
+    def mlp_inner(self, layer: int, h: Tensor) -> Tensor:
+        """An MLP's inner state on h [T, H]: [T, I], or the part of I that this device holds."""
+        parts = self.layers[layer].mlp
+        gate, up = parts.gate_up(parts.norm(h)).chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    def mlp_outer(self, layer: int, inner: Tensor) -> Tensor:
+        """From an MLP's whole inner state [T, I] to its update [T, H], or the part of H that this device holds."""
+        return self.layers[layer].mlp.down(inner)
 
     def logits(self, h: Tensor) -> Tensor:
         """Hidden states after the last layer [T, H] -> logits [T, V]."""
@@ -205,9 +213,9 @@ class DecoderStack:
         turns = torch.polar(torch.full_like(angles, w.rope_scale, dtype=wide), angles.to(wide))
         grown = []
         for layer, parts in enumerate(self.layers):
-            here = capacity if parts else 0  # a layer on another device has its cache there
+            here = capacity if parts.attention else 0  # an attention on another device has its cache there
             rows = torch.zeros(here, 2 * w.kv_heads, w.head_dim, dtype=w.dtype, device=self.device)
-            if parts and self._cache:
+            if here and self._cache:
                 rows[: self._length] = self._cache[layer][: self._length]
             grown.append(rows)
         # [1, K, capacity, D] views of keys and values, made once: each view costs as much as a small product

@@ -28,16 +28,28 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies 
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One decoder layer: attention (norm, qkv, output) and MLP (norm, gate_up, down)."""
-
-    attention_norm: Norm
+class Attention:
+    norm: Norm
     qkv: Linear  # [T, H] -> [T, (N + 2K) D]
     qk_norm: Norm | None  # over D, weight [N + K, D]
     output: Linear  # [T, N D] -> [T, H]
-    mlp_norm: Norm
+
+
+@dataclass(frozen=True)
+class MLP:
+    """All rows of its matrices, or this device's part of the rows of each."""
+
+    norm: Norm
     gate_up: Linear  # [T, H] -> [T, 2I]
     down: Linear  # [T, I] -> [T, H]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer; None for what other devices hold."""
+
+    attention: Attention | None
+    mlp: MLP | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class StackWeights:
     precision: str
     device: torch.device
     dtype: torch.dtype
-    layers: list[Layer | None]  # None: held by another device
+    layers: list[Layer]
     embedding: Tensor  # [V, H]
     final_norm: Norm
     head: Linear  # [T, H] -> [T, V], or this device's part of it
@@ -58,6 +70,7 @@ class StackWeights:
     heads: int
     kv_heads: int
     head_dim: int
+    mlp_size: int
     vocab_size: int
     context_length: int
 
@@ -139,11 +152,13 @@ def read_weights(
         build = DenseLinear if precision == "nf4" and modules[0] is model.lm_head else FORMATS[precision]
         return build(reorder(weight), None if bias is None else reorder(bias))
 
-    def writes(module: torch.nn.Linear, turn: BlockRotation | None = None) -> Linear:
-        """A product whose result is added to the residual stream; `turn` spreads outliers of its input."""
+    def writes(module: torch.nn.Linear, turn: BlockRotation | None, part: range | None = None) -> Linear:
+        """A product whose result, or a part of it, is added to the residual stream; `turn` spreads outliers."""
         weight, bias = fused([module])
         if rotation:
             weight, bias = rotation.of_columns(weight), None if bias is None else rotation.of_rows(bias)
+        if part is not None:
+            weight, bias = weight[part.start : part.stop], None if bias is None else bias[part.start : part.stop]
         if turn is None:
             return FORMATS[precision](weight, bias)
         return TurnedLinear(turn, FORMATS[precision](turn(weight), bias))
@@ -162,19 +177,23 @@ def read_weights(
         q, k = (place(part.weight).unflatten(0, (2, -1)).t().flatten() for part in (attention.q_norm, attention.k_norm))
         return Norm(torch.cat([q.expand(heads, -1), k.expand(kv_heads, -1)]), eps)
 
-    def read_layer(layer: Any) -> Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        return Layer(
-            attention_norm=norm(layer.input_layernorm.weight),
-            qkv=reads(
-                layer.input_layernorm.weight, attention.q_proj, attention.k_proj, attention.v_proj, reorder=pair_halves
-            ),
-            qk_norm=qk_norm(attention),
-            output=writes(attention.o_proj, mixed),
-            mlp_norm=norm(layer.post_attention_layernorm.weight),
-            gate_up=reads(layer.post_attention_layernorm.weight, mlp.gate_proj, mlp.up_proj),
-            down=writes(mlp.down_proj, inner),
-        )
+    def read_attention(layer: Any) -> Attention:
+        part, before = layer.self_attn, layer.input_layernorm.weight
+        qkv = reads(before, part.q_proj, part.k_proj, part.v_proj, reorder=pair_halves)
+        return Attention(norm(before), qkv, qk_norm(part), writes(part.o_proj, mixed))
+
+    def read_mlp(layer: Any) -> MLP:
+        part, before = layer.mlp, layer.post_attention_layernorm.weight
+        inside, out = share.mlp_rows(config.intermediate_size), share.mlp_rows(config.hidden_size)
+
+        def cut(rows: Tensor) -> Tensor:  # the same rows of the gate's and of the up projection
+            return rows.unflatten(0, (2, -1))[:, inside.start : inside.stop].flatten(0, 1) if share.cut else rows
+
+        gate_up = reads(before, part.gate_proj, part.up_proj, reorder=cut)
+        return MLP(norm(before), gate_up, writes(part.down_proj, inner, out))
+
+    def read_layer(layer: Any, here: bool) -> Layer:
+        return Layer(read_attention(layer) if here else None, read_mlp(layer) if here or share.cut else None)
 
     def filled(module: Any, name: str) -> Any:
         if streamed:
@@ -191,9 +210,10 @@ def read_weights(
     head = reads(last_norm, filled(model.lm_head, "lm_head"), reorder=lambda rows: rows[part.start : part.stop])
     if streamed:
         model.lm_head.to("meta")
-    layers: list[Layer | None] = []
+    layers: list[Layer] = []
     for number, layer in enumerate(model.model.layers):
-        layers.append(read_layer(filled(layer, f"model.layers.{number}")) if share.holds(number) else None)
+        here = share.holds(number)
+        layers.append(read_layer(filled(layer, f"model.layers.{number}") if here or share.cut else layer, here))
         if consume or streamed:
             layer.to("meta")
     rotary = model.model.rotary_emb
@@ -212,6 +232,7 @@ def read_weights(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        mlp_size=config.intermediate_size,
         vocab_size=config.vocab_size,
         context_length=config.max_position_embeddings,
     )

@@ -30,7 +30,8 @@ def work(rank: int, core: int, board: Any, meeting: str, args: Namespace, answer
     """One rank: both links in turn, ten times."""
     import torch
 
-    from pdevis.drafting.link import ProcessGroup, SharedMemory
+    from pdevis.drafting.board import SharedMemory
+    from pdevis.drafting.link import ProcessGroup
     from pdevis.models.places import use_cores
 
     use_cores([core])
@@ -54,7 +55,7 @@ def work(rank: int, core: int, board: Any, meeting: str, args: Namespace, answer
 def run(args: Namespace) -> None:
     from torch import multiprocessing
 
-    from pdevis.drafting.link import Board
+    from pdevis.drafting.board import Board
     from pdevis.models.places import cores
 
     there = cores()

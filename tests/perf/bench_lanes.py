@@ -1,0 +1,75 @@
+"""Time the forwards of a draft on some cores: the one that begins a round, and those behind it.
+
+python tests/perf/bench_lanes.py --model FOLDER                         # cpu:0 and cpu:0,cpu:1, in turn
+python tests/perf/bench_lanes.py --model FOLDER --draft_mode skip --tokens 1
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pdevis.cli import Parser, add_draft_flags, draft_config, run_main
+from pdevis.values import positive
+
+PROMPT = list(range(1000, 1120))
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--model", required=True, metavar="NAME", help="folder or hub name of a drafter")
+    parser.add_argument("--precision", default="int8", metavar="FORMAT", help="of its weights (default: int8)")
+    parser.add_argument("--devices", default="cpu:0;cpu:0,cpu:1", metavar="LISTS", help="default: cpu:0;cpu:0,cpu:1")
+    parser.add_argument("--tokens", type=positive, default=3, metavar="N", help="of the first forward (default: 3)")
+    parser.add_argument("--draft_vocab", type=positive, metavar="N", help="ids that may be drafted (default: all)")
+    parser.add_argument("--repeats", type=positive, default=40, metavar="N", help="of each (default: 40)")
+    add_draft_flags(parser)
+    return parser
+
+
+def run(args: Namespace) -> None:
+    import torch
+
+    from pdevis.drafting.workers import Workers
+    from pdevis.models.loading import find_source, read_config
+    from pdevis.models.places import find_places
+    from pdevis.models.plan import Plan
+    from pdevis.records import DecodeConfig
+
+    source = find_source(args.model)
+    config = read_config(source)
+    plan = Plan(args.model, "drafter", source, config, torch.device("cpu"), args.precision, head_rows=args.draft_vocab)
+    rule = draft_config(args)
+    rule = replace(rule, mode="parallel") if rule.mode == "auto" else rule
+    lists = args.devices.split(";")
+    workers = [Workers(plan, find_places(each, "devices"), config.vocab_size) for each in lists]
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in lists]
+    try:
+        for each in workers:
+            each.call("configure", rule)
+        for _ in range(args.repeats):
+            for each, (first, later) in zip(workers, times):
+                each.call("start", PROMPT, DecodeConfig(eos_ids=()))
+                each.call("draft", [], 1, None, 0)
+                alone = each.call("draft", [5] * args.tokens, 1, None, 0).seconds
+                several = each.call("draft", [5] * args.tokens, 5, None, 0).seconds
+                first.append(alone)
+                later.append((several - alone) / 4)
+    finally:
+        for each in workers:
+            each.close()
+    for name, (first, later) in zip(lists, times):
+        for what, seconds in (f"{args.tokens} tokens, first", first), (f"1 token, {rule.mode}", later):
+            low, middle, high = statistics.quantiles(seconds, n=4)
+            print(f"{name:12} {what:20} {1e3 * middle:6.2f} ms (quartiles {1e3 * low:.2f} to {1e3 * high:.2f})")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, build_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
