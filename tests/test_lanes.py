@@ -10,6 +10,7 @@ import torch
 from worker_helpers import GREEDY, PROMPT, VOCAB, counts, decode, local, places, plan_of, remote
 
 from pdevis.decoding.gamma import AutoGamma, RoundCosts
+from pdevis.drafting import lanes
 from pdevis.drafting.drafter import resolve_mode
 from pdevis.drafting.remote import RemoteModel
 from pdevis.drafting.workers import Workers
@@ -150,3 +151,12 @@ def test_sampling_without_a_seed_goes_on(pair, target):
     workers, _ = pair
     ids, stats = decode(target, remote(workers, DraftConfig("exact")), DecodeConfig(12, temperature=1.0, eos_ids=()))
     assert len(ids) == stats.new_tokens == 12
+
+
+def test_the_shared_cache_as_linux_tells_it(monkeypatch, tmp_path):
+    for text, size in (("32768K\n", 1 << 25), ("32M\n", 0), (None, 0)):
+        file = tmp_path / f"{size}-{text is None}"
+        if text:
+            file.write_text(text)
+        monkeypatch.setattr(lanes, "CACHE", file)
+        assert lanes._cache_bytes() == size

@@ -7,7 +7,8 @@ and go on alike. A layer that runs alone keeps one device busy and lets the othe
 
 Where an exchange takes a small part of a sublayer's time (`Link.fast`), the MLPs, which hold most of a layer's weights,
 do not live on one rank: each has a part of the rows of every one, for two exchanges more. All ranks then
-work on each MLP, also on that of a layer that runs alone. A row's product is the same wherever it is computed.
+work on each MLP, also on that of a layer that runs alone. A row's product is the same wherever it is computed. A rank
+that has no attention to compute reads its part of the next matrix meanwhile: the cores' common cache keeps it.
 
 Shapes: T = tokens of this forward, H = hidden size, V = vocabulary.
 """
@@ -15,6 +16,7 @@ Shapes: T = tokens of this forward, H = hidden size, V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from torch import Tensor
 from pdevis.drafting.engine import likeliest
 from pdevis.drafting.link import Link
 from pdevis.models.stack import CHUNK, DecoderStack, Step
+
+CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
 class DeviceLanes:
@@ -38,6 +42,7 @@ class DeviceLanes:
         self.link = link
         self.vocab = vocab
         self.cut = link.fast
+        self.warms = self.cut and _part_bytes(stack, link.size) * link.size <= _cache_bytes() // 2
         self.layers = len(stack.layers)
         self.everybody = range(link.size)
 
@@ -70,6 +75,8 @@ class DeviceLanes:
 
     def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]:
         mine = [self.stack.attention(i, h, step) for i, h in zip(layers, inputs, strict=True) if self._mine(i)]
+        if self.warms and not mine:
+            self.stack.mlp_inner(layers[0], inputs[0][:1])
         return self._share(mine, layers, inputs[0])
 
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -111,3 +118,17 @@ class DeviceLanes:
 
     def _mine(self, layer: int) -> bool:
         return layer % self.link.size == self.link.rank
+
+
+def _part_bytes(stack: DecoderStack, ranks: int) -> int:
+    """Of a rank's part of an MLP's first matrix."""
+    w = stack.weights
+    return 2 * w.mlp_size // ranks * w.embedding.shape[1] * (1 if w.precision == "int8" else w.dtype.itemsize)
+
+
+def _cache_bytes() -> int:
+    """Of the cache that the cores share, as Linux tells; 0 where nobody does."""
+    try:
+        return int(CACHE.read_text().strip().removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 0
