@@ -7,7 +7,8 @@ is padded beyond it, as real ones are.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,11 @@ def folders(tiny_folder: Callable[..., Path], tiny_model: Callable[..., Any], tm
         return str(target), str(tmp_path / "noisy")
 
     return found
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C means what it does at a terminal, also where the suite runs in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
