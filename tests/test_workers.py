@@ -96,18 +96,23 @@ def in_mid_draft(monkeypatch, workers, happens):
     monkeypatch.setattr(workers, "call", call)
 
 
+def strike(monkeypatch, workers, when, happens):
+    """Something happens now, or in mid-draft; returns the settings of a decoding that meets it."""
+    if when == "drafting":
+        in_mid_draft(monkeypatch, workers, happens)
+        return ENDLESS
+    happens()
+    return GREEDY
+
+
 @pytest.mark.parametrize(("when", "rank"), [("idle", 1), ("drafting", 0), slow("idle", 0), slow("drafting", 1)])
 def test_a_killed_rank_is_one_error_and_the_target_stays_usable(plan, target, running, monkeypatch, when, rank):
     workers = running()
     pids, drafter, wanted = pids_of(workers), remote(workers, LANES), plain(target)
     assert decode(target, drafter, GREEDY)[0] == wanted
-    kill = partial(os.kill, pids[rank], signal.SIGKILL)
-    if when == "idle":
-        kill()
-    else:
-        in_mid_draft(monkeypatch, workers, kill)
+    config = strike(monkeypatch, workers, when, partial(os.kill, pids[rank], signal.SIGKILL))
     with told(rf"the drafter's process on {workers.places[rank]} died \(SIGKILL\)", pids):
-        decode(target, drafter, GREEDY if when == "idle" else ENDLESS)
+        decode(target, drafter, config)
     begin = time.monotonic()
     with told("the drafter on cpu:.* has been stopped"):
         decode(target, drafter, GREEDY)
@@ -151,17 +156,13 @@ def test_a_rank_that_hangs_is_told_after_the_time_out_and_ended(plan, target, mo
     workers = Workers(plan, places(2), VOCAB, timeout=1.0)
     pids, drafter = pids_of(workers), remote(workers, LANES)
     assert decode(target, drafter, GREEDY)[0] == plain(target)
-    stop = partial(os.kill, pids[rank], signal.SIGSTOP)
-    if when == "drafting":
-        in_mid_draft(monkeypatch, workers, stop)
-    else:
-        stop()
+    config = strike(monkeypatch, workers, when, partial(os.kill, pids[rank], signal.SIGSTOP))
     silent = rf"(no sign of life|rank {rank} of the drafter has not answered) for 1 s"
     with told(rf"the drafter's process on {workers.places[rank]} failed \({silent}\)", pids):
         if when == "a long prompt":
             workers.call("prefill", [3] * 300_000)
         else:
-            decode(target, drafter, ENDLESS if when == "drafting" else GREEDY)
+            decode(target, drafter, config)
 
 
 @pytest.mark.slow
@@ -170,13 +171,9 @@ def test_a_killed_rank_of_gloo_gives_the_same_error(plan, target, monkeypatch, w
     workers = Workers(plan, places(2), VOCAB, transport="gloo")
     pids, drafter = pids_of(workers), remote(workers, LANES)
     assert decode(target, drafter, GREEDY)[0] == plain(target)
-    kill = partial(os.kill, pids[1], signal.SIGKILL)
-    if when == "idle":
-        kill()
-    else:
-        in_mid_draft(monkeypatch, workers, kill)
+    config = strike(monkeypatch, workers, when, partial(os.kill, pids[1], signal.SIGKILL))
     with told(rf"the drafter's process on {workers.places[1]} died \(SIGKILL\)", pids):
-        decode(target, drafter, GREEDY if when == "idle" else ENDLESS)
+        decode(target, drafter, config)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ class SharedMemory:
         return views.items
 
     def _columns(self, half: int, count: int, tokens: int, size: int, dtype: torch.dtype) -> _Views:
-        nbytes = count * tokens * size * torch.empty(0, dtype=dtype).element_size()
+        nbytes = count * tokens * size * dtype.itemsize
         place = self._data[half].view(-1)[:nbytes]
         assert place.nbytes == nbytes, "the board is too small"
         columns = Share(self.rank, self.size).rows(size)
@@ -133,7 +133,7 @@ class SharedMemory:
         return _Views([item[:, columns.start : columns.stop] for item in items], items)
 
     def _apart(self, half: int, owners: tuple[int, ...], shape: torch.Size, dtype: torch.dtype) -> _Views:
-        nbytes = shape.numel() * torch.empty(0, dtype=dtype).element_size()
+        nbytes = shape.numel() * dtype.itemsize
         seen, items = [0] * self.size, []
         for owner in owners:
             part = self._data[half, owner, seen[owner] * nbytes : (seen[owner] + 1) * nbytes]

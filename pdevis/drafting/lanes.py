@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pdevis.drafting.engine import likeliest
 from pdevis.drafting.link import Link
+from pdevis.models.share import Share
 from pdevis.models.stack import CHUNK, DecoderStack, Step
 
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
@@ -41,6 +42,7 @@ class DeviceLanes:
         self.stack = stack
         self.link = link
         self.vocab = vocab
+        self.holds = Share(link.rank, link.size).holds
         self.cut = link.fast
         self.warms = self.cut and _part_bytes(stack, link.size) * link.size <= _cache_bytes() // 2
         self.layers = len(stack.layers)
@@ -60,7 +62,7 @@ class DeviceLanes:
                 h = h + self.mlp([layer], [h])[0]
             else:
                 after: list[Tensor] = []
-                if self._mine(layer):
+                if self.holds(layer):
                     h = h + self.stack.attention(layer, h, step)
                     after = [h + self.stack.mlp(layer, h)]
                 h = self._share(after, [layer], h)[0]
@@ -74,7 +76,7 @@ class DeviceLanes:
             self.run_layers(chunk)
 
     def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]:
-        mine = [self.stack.attention(i, h, step) for i, h in zip(layers, inputs, strict=True) if self._mine(i)]
+        mine = [self.stack.attention(i, h, step) for i, h in zip(layers, inputs, strict=True) if self.holds(i)]
         if self.warms and not mine:
             self.stack.mlp_inner(layers[0], inputs[0][:1])
         return self._share(mine, layers, inputs[0])
@@ -85,7 +87,7 @@ class DeviceLanes:
             inner = self.link.join(inner, self.stack.weights.mlp_size)
             outer = [self.stack.mlp_outer(i, x) for i, x in zip(layers, inner, strict=True)]
             return [update.clone() for update in self.link.join(outer, inputs[0].shape[1])]
-        mine = [self.stack.mlp(i, h) for i, h in zip(layers, inputs, strict=True) if self._mine(i)]
+        mine = [self.stack.mlp(i, h) for i, h in zip(layers, inputs, strict=True) if self.holds(i)]
         return self._share(mine, layers, inputs[0])
 
     def logits(self, h: Tensor) -> Tensor:
@@ -115,9 +117,6 @@ class DeviceLanes:
     def _share(self, mine: list[Tensor], layers: Sequence[int], like: Tensor) -> list[Tensor]:
         items = self.link.share(mine, [layer % self.link.size for layer in layers], like.shape, like)
         return [item.clone() for item in items]
-
-    def _mine(self, layer: int) -> bool:
-        return layer % self.link.size == self.link.rank
 
 
 def _part_bytes(stack: DecoderStack, ranks: int) -> int:

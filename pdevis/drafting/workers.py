@@ -18,7 +18,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import multiprocessing
 
 from pdevis.drafting.board import Board
@@ -225,7 +224,7 @@ def _room(plan: Plan, size: int) -> int:
         return 0
     inner = -(-config.intermediate_size // size)
     numbers = max(CHUNK * max(config.hidden_size, inner), -(-config.vocab_size // size))
-    return numbers * torch.empty(0, dtype=storage_dtype(plan.precision)).element_size()
+    return numbers * storage_dtype(plan.precision).itemsize
 
 
 def _stop(processes: list[BaseProcess], mail: list[Connection], numbers: memoryview, sent: int, folder: str) -> None:

@@ -144,13 +144,13 @@ def read_weights(
         return join(weights), join(biases) if biases else None
 
     def reads(norm_weight: Tensor, *modules: torch.nn.Linear, reorder: Callable[[Tensor], Tensor] = _as_is) -> Linear:
-        """A product on the normed residual stream; `reorder` may also choose rows."""
-        weight, bias = fused(modules)
+        """A product on the normed residual stream; `reorder` may also choose rows, first: the others cost no work."""
+        weight, bias = (None if part is None else reorder(part) for part in fused(modules))
         if rotation:
             weight = rotation.of_rows(weight * place(norm_weight))
         # bitsandbytes leaves the output head alone, and so transformers does
         build = DenseLinear if precision == "nf4" and modules[0] is model.lm_head else FORMATS[precision]
-        return build(reorder(weight), None if bias is None else reorder(bias))
+        return build(weight, bias)
 
     def writes(module: torch.nn.Linear, turn: BlockRotation | None, part: range | None = None) -> Linear:
         """A product whose result, or a part of it, is added to the residual stream; `turn` spreads outliers."""
@@ -187,7 +187,7 @@ def read_weights(
         inside, out = share.mlp_rows(config.intermediate_size), share.mlp_rows(config.hidden_size)
 
         def cut(rows: Tensor) -> Tensor:  # the same rows of the gate's and of the up projection
-            return rows.unflatten(0, (2, -1))[:, inside.start : inside.stop].flatten(0, 1) if share.cut else rows
+            return rows.unflatten(0, (2, -1))[:, inside.start : inside.stop].flatten(0, 1)
 
         gate_up = reads(before, part.gate_proj, part.up_proj, reorder=cut)
         return MLP(norm(before), gate_up, writes(part.down_proj, inner, out))
