@@ -56,7 +56,7 @@ def test_int8_is_closer_with_it_where_a_coordinate_stands_out():
     assert error(rotation.of_rows(x), rotation.of_rows(weight)) < 0.5 * error(x, weight)
 
 
-@pytest.mark.parametrize(("size", "block"), [(8960, 128), (4864, 128), (96, 8), (7, 1)])
+@pytest.mark.parametrize(("size", "block"), [(8960, 64), (4864, 64), (96, 8), (7, 1)])
 def test_block_rotation_is_its_own_inverse_and_rows_do_not_meet(size, block):
     turn, x = BlockRotation(size), torch.randn(9, size)
     assert turn.block == block
@@ -69,4 +69,4 @@ def test_block_rotation_is_its_own_inverse_and_rows_do_not_meet(size, block):
 def test_block_rotation_spreads_an_outlier():
     x = torch.zeros(1, 8960)
     x[0, 17] = 100.0
-    assert BlockRotation(8960)(x).abs().max() < 10
+    assert BlockRotation(8960)(x).abs().max() < 13

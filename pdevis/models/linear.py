@@ -98,7 +98,8 @@ class Int8Linear:
         self.apply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        scale = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)  # [T, 1]; a row of zeros has 0 and gives 0
+        # [T, 1]; a row of zeros has 0 and gives 0. As one vector_norm this takes four times as long.
+        scale = x.abs().amax(-1, keepdim=True)
         y = self.apply(x / scale, self.step, self.zero, self.packed).mul_(scale)
         return y if self.bias is None else y.add_(self.bias)
 

@@ -56,7 +56,7 @@ class BlockRotation:
     each row the same bits whatever stands beside it, which holds for no product of any size.
     """
 
-    MOST = 128
+    MOST = 64  # 128 takes 18 µs for 4864 numbers instead of 11, and is no more accurate
     LEAST_ROWS = 12  # blocks of one token
 
     def __init__(self, size: int, dtype: torch.dtype = torch.float32) -> None:
