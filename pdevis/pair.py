@@ -19,7 +19,7 @@ from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
-from pdevis.drafting.drafter import Drafter, resolve_mode
+from pdevis.drafting.drafter import Drafter, resolve_rule
 from pdevis.drafting.ranks import RankDrafter
 from pdevis.drafting.remote import RemoteDrafter, RemoteModel, start_drafter
 from pdevis.drafting.workers import Workers
@@ -93,9 +93,9 @@ class SpeculativePair:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
         self._stop_running()
         tuned = self.profile
-        devices = self.workers.devices if self.workers else 1
+        devices, cut = (self.workers.devices, self.workers.cut) if self.workers else (1, False)
         reachable = self.workers.reachable if self.workers else isinstance(self.drafter, DecoderStack)
-        resolved = replace(draft, mode=resolve_mode(draft, reachable, tuned and tuned.draft.mode, devices))
+        resolved = resolve_rule(draft, reachable, tuned and tuned.draft.mode, devices, cut)
         traced = self.tracer is not None
         if self.workers:
             self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.workers, resolved, self.drafter, traced)

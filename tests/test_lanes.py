@@ -11,11 +11,12 @@ from worker_helpers import GREEDY, PROMPT, VOCAB, counts, decode, local, places,
 
 from pdevis.decoding.gamma import AutoGamma, RoundCosts
 from pdevis.drafting import lanes
-from pdevis.drafting.drafter import resolve_mode
+from pdevis.drafting.drafter import resolve_rule
 from pdevis.drafting.remote import RemoteModel
 from pdevis.drafting.workers import Workers
 from pdevis.models.build import build_model
 from pdevis.models.share import Share
+from pdevis.pair import SpeculativePair
 from pdevis.records import DecodeConfig, DraftConfig
 
 RULES = [
@@ -142,9 +143,26 @@ def test_mlps_are_cut_where_exchanges_are_fast(plans):
 
 
 def test_auto_is_parallel_on_several_devices_only():
-    assert resolve_mode(DraftConfig(), reachable=True, devices=2) == "parallel"
-    assert resolve_mode(DraftConfig(), reachable=True, tuned="skip", devices=1) == "skip"
-    assert resolve_mode(DraftConfig(mode="exact"), reachable=True, devices=2) == "exact"
+    def auto(config=None, **how):
+        return resolve_rule(config or DraftConfig(), reachable=True, **how)
+
+    assert auto(devices=2) == DraftConfig("parallel")
+    assert auto(devices=2, cut=True) == DraftConfig("parallel", mlp_window=1)
+    chosen = DraftConfig(mlp_window=2, threshold=0.5)
+    assert auto(chosen, devices=2, cut=True) == replace(chosen, mode="parallel")
+    assert auto(tuned="skip") == DraftConfig("skip")
+    assert auto() == DraftConfig("exact")
+    for mode in ("exact", "parallel"):
+        assert auto(DraftConfig(mode), devices=2, cut=True) == DraftConfig(mode)
+
+
+def test_auto_says_what_it_became(pair, target):
+    workers, _ = pair
+    both = SpeculativePair(target, workers, tokenizer=None)
+    told = both.describe()
+    assert (both.mode, told["attention_window"], told["mlp_window"]) == ("parallel", 2, 1 if workers.cut else 2)
+    both.configure(DraftConfig("parallel"))
+    assert both.describe()["mlp_window"] == 2
 
 
 def test_sampling_without_a_seed_goes_on(pair, target):

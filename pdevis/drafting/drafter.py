@@ -9,6 +9,7 @@ Shapes: T = tokens of a forward, G = draft tokens of a round, V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -57,21 +58,25 @@ class PlainEngine:
         return ids
 
 
-def resolve_mode(config: DraftConfig, reachable: bool, tuned: str | None = None, devices: int = 1) -> str:
-    """What `config.mode` becomes for a drafter whose sublayers are `reachable`, or not.
+def resolve_rule(
+    config: DraftConfig, reachable: bool, tuned: str | None = None, devices: int = 1, cut: bool = False
+) -> DraftConfig:
+    """What settings with the mode "auto" become for a drafter whose sublayers are `reachable`, or not.
 
-    "auto" is parallel on several devices; on one it is what a profile has found (`tuned`), else "exact" (README,
-    "Which mode").
+    "auto" is parallel on several devices, with one MLP at a time where those are `cut` between the devices: more bring
+    nothing there and cost acceptance (docs/performance.md). On one device it is what a profile has found (`tuned`),
+    else "exact" (README, "Which mode").
 
     Raises:
         ValueError: for skip or parallel on a model whose sublayers cannot be reached.
     """
     check_mode(config.mode, reachable)
     if config.mode != "auto":
-        return config.mode
+        return config
     if devices > 1:
-        return "parallel"
-    return tuned if tuned and reachable else "exact"
+        lanes = config.mlp_window or (1 if cut else None)
+        return replace(config, mode="parallel", mlp_window=lanes)
+    return replace(config, mode=tuned if tuned and reachable else "exact")
 
 
 class Drafter:

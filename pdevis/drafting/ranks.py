@@ -18,6 +18,7 @@ class RankDrafter:
     """What `Workers` are, on ranks; to be made on every one of them. Each call is done together before it returns."""
 
     concurrent = False
+    cut = False
 
     def __init__(self, channel: RankChannel, plan: Plan, target_vocab: int) -> None:
         ranks = channel.ranks

@@ -78,7 +78,8 @@ class Workers:
         self.timeout = timeout or (TIMEOUT if self.reachable and not compile else WHOLE_TIMEOUT)
         self.number = self.answered = 0  # the last message, and the last one known to be answered
         transport = transport or ("nccl" if places[0].device.type == "cuda" else SHARED)
-        self.board = Board(len(places), _room(plan, len(places)) if transport == SHARED else 0)
+        self.cut = transport == SHARED and len(places) > 1  # the MLPs, by rows
+        self.board = Board(len(places), room_of(plan, len(places)) if self.cut else 0)
         self._numbers = self.board.numbers()
         folder = tempfile.mkdtemp(prefix="pdevis-")
         context = multiprocessing.get_context("spawn")
@@ -217,11 +218,9 @@ class Workers:
         return ",".join(map(str, self.places))
 
 
-def _room(plan: Plan, size: int) -> int:
+def room_of(plan: Plan, size: int) -> int:
     """Bytes of one rank's part of an exchange at most: of a chunk's hidden or inner states, or of the logits."""
     config = plan.config
-    if size == 1:
-        return 0
     inner = -(-config.intermediate_size // size)
     numbers = max(CHUNK * max(config.hidden_size, inner), -(-config.vocab_size // size))
     return numbers * storage_dtype(plan.precision).itemsize
