@@ -60,6 +60,12 @@ def test_all_devices_work_on_mlps_that_are_cut():
     # attentions 1 + 1.5 + 1, MLPs as before; an exchange a group, two for each batch of MLPs, and two more
     assert STEP.planned(PAIRED, cut) == pytest.approx(0.0035 + 0.006 + 0.003 + 0.011)
     assert STEP.exact(Machine(1, cut=True)) == pytest.approx(0.016)
+    # of an MLP's 2 ms half a ms is repeated on each device, at no contention: 0.5 + 1.5 / 2 at 1.5 times its time
+    repeated = StepCosts.divide(0.016, LAYERS, SIZES, repeated_share=0.25)
+    assert repeated.exact(cut) - STEP.exact(cut) == pytest.approx(4 * (0.0005 + 0.001125 - 0.0015))
+    assert repeated.planned(PAIRED, cut) - STEP.planned(PAIRED, cut) == pytest.approx(4 * 0.000125)
+    assert repeated.exact(TWO) == STEP.exact(TWO)
+    assert repeated.exact(Machine(1, cut=True)) == pytest.approx(0.016)
 
 
 def test_further_tokens_of_the_first_forward(trace_of):
@@ -173,6 +179,21 @@ def test_overlap_where_the_guess_is_recorded(trace_of):
     # the guess itself is not ready in time: the target waits for 6 ms of it, and for the whole draft
     ran = run(trace, verify=0.01, guess=0.016)
     assert ran.target_idle == pytest.approx(4 * 0.032 + 0.006)
+
+
+def test_overlap_where_target_and_drafter_slow_each_other(trace_of):
+    trace = trace_of([a_round(2, 2, guessed=True), a_round(2, 2)])
+    drafting = predict(trace, DraftConfig(mode="exact"), STEP)
+    # 48 of the 80 ms go with the drafter at work, and take half as long again
+    ran = run_rounds(trace, drafting, lambda tokens: 0.08, 0.016, contention=1.5)
+    assert ran.verify_seconds == pytest.approx(2 * 0.08 + 0.024)
+    assert (ran.target_idle, ran.drafter_idle) == pytest.approx((0.032, 0.032 + 0.08))
+    # all 40 ms do; 8 ms of the draft are then left
+    ran = run_rounds(trace, drafting, lambda tokens: 0.04, 0.016, contention=1.5)
+    assert ran.verify_seconds == pytest.approx(2 * 0.04 + 0.02)
+    assert (ran.target_idle, ran.drafter_idle) == pytest.approx((0.032 + 0.008, 0.04))
+    alone = run_rounds(trace, drafting, lambda tokens: 0.08, contention=1.5)
+    assert alone.verify_seconds == pytest.approx(2 * 0.08)
 
 
 def test_overlap_in_expectation(trace_of):

@@ -81,6 +81,10 @@ def test_links_contention_and_shares(exact, simulated):
     found = simulated(*few, "--attention_share", "1", "--head_share", "0")
     assert (found["costs"]["attention_ms"], found["costs"]["mlp_ms"]) == pytest.approx((4, 0))
     assert found["rows"][0]["draft_step_ms"] == pytest.approx((16 + 12) / 2)
+    exact_on_two = "--trace", exact, "--devices", "2", "--mode", "exact", "--mlps", "rows"
+    found = simulated(*exact_on_two, "--repeated_share", "0.25")
+    assert found["costs"]["repeated_ms"] == pytest.approx(0.5)
+    assert found["rows"][0]["draft_step_ms"] == pytest.approx(4 * (1 + 0.5 + 0.75) + 2)
 
 
 def test_overlap(exact, simulated):
@@ -91,6 +95,10 @@ def test_overlap(exact, simulated):
     assert row["drafter_idle_ms"] == pytest.approx((3 / 4 * (80 - 16 - 32) + 1 / 4 * 80 + 80) / 2)
     assert row["threshold"] is None
     assert any(line.startswith("overlap: ") for line in found["assumptions"])
+    slowed = simulated("--trace", exact, "--overlap", "--mode", "exact", "--devices", "1", "--target_contention", "1.5")
+    assert slowed["rows"][0]["target_idle_ms"] == row["target_idle_ms"]
+    ratio = row["speedup_over_plain"] / slowed["rows"][0]["speedup_over_plain"]
+    assert ratio == pytest.approx((2 * 80 + 40 + 24) / (2 * 80 + 40))
 
 
 def test_acceptance_is_that_of_the_rule_where_it_was_recorded(exact, parallel, simulated):
@@ -153,6 +161,8 @@ def test_the_table(exact, parallel, simulate):
         (["--target_ms", "nan"], "--target_ms: 'nan' must be a number above 0"),
         (["--target_ms", "inf"], "--target_ms: 'inf' must be a number above 0"),
         (["--contention", "0.5"], "--contention: '0.5' must be a number of at least 1"),
+        (["--target_contention", "0.5"], "--target_contention: '0.5' must be a number of at least 1"),
+        (["--repeated_share", "2"], "--repeated_share: '2' must be a number of at least 0 and at most 1"),
         (["--head_share", "1.5"], "--head_share: '1.5' must be a number of at least 0 and at most 1"),
         (["--profile", "none.json"], "none.json: cannot be read"),
         (["--trace", "none.jsonl"], "none.jsonl: cannot be read"),

@@ -14,12 +14,14 @@ of A attention lanes takes ceil(A/N) attention times, a batch of M MLPs ceil(M/N
 devices work at once, all that takes 1 + (C - 1)(k - 1)/(N - 1) times as long: C is --contention, 1 for devices of
 their own, above 1 for cores that share memory. Each sublayer step, a whole layer in the exact pass, the head and the
 choice of the token end in an exchange of --link_us, on several devices. Layers that skip leaves out cost nothing.
-With --mlps rows, as between CPU cores, all devices work on each MLP: it takes 1/N and two exchanges. A round's
-first forward reads all tokens confirmed since the last, where drafts are approximate; each but one adds --token_ms.
+With --mlps rows, as between CPU cores, all devices work on each MLP: but for --repeated_share of it, which each of
+them repeats, it takes 1/N and two exchanges. A round's first forward reads all tokens confirmed since the last, where
+drafts are approximate; each but one adds --token_ms. tests/perf/bench_costs.py measures all these on CPU cores.
 
 A round takes its draft and its verification. With --overlap the next draft is made during the verification, behind one
 exact forward that guesses the target's token; where all was accepted and the guess was right (as recorded, else with
 probability β = accepted / tested draft tokens), the round waits for what then remains of it, else for a whole draft.
+While both work each takes --target_contention times as long.
 The target idles while it waits for drafts; the drafter, while it has nothing to do or makes what is thrown away.
 
 Acceptance is never simulated: it is that of a trace recorded under the same rule, else the first one's, as the table
@@ -77,7 +79,10 @@ def build_parser() -> Parser:
     add("--link_us", type=number(), default=0.0, metavar="X", help="of an exchange among them (default: 0)")
     add("--contention", type=number(1), default=1.0, metavar="X", help="slowdown when all work at once (default: 1)")
     add("--mlps", type=one_of("lanes", "rows"), default="lanes", metavar="HOW", help="lanes: whole; rows: cut by rows")
+    add("--repeated_share", type=number(0, 1), default=0.0, metavar="X", help="of an MLP cut by rows (default: 0)")
     add("--overlap", action="store_true", help="the drafter goes on while the target verifies")
+    text = "slowdown of target and drafter while both work (default: 1)"
+    add("--target_contention", type=number(1), default=1.0, metavar="X", help=text)
     group = parser.add_argument_group("the rule, with the planned check")
     add = group.add_argument
     add(
@@ -144,7 +149,8 @@ def setup_of(args: argparse.Namespace, traces: Sequence[Any]) -> Any:
     machine = Machine(1, args.link_us / 1e6, args.contention, args.mlps == "rows")
     shares = args.attention_share, args.head_share
     chosen = () if args.mode == "exact" else thresholds
-    return Setup(draft, chosen, args.devices, args.window, machine, args.overlap, *shares)
+    rest = args.repeated_share, args.target_contention
+    return Setup(draft, chosen, args.devices, args.window, machine, args.overlap, *shares, *rest)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

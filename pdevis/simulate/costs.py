@@ -3,7 +3,7 @@
 It mirrors `drafting.lanes`: layer ℓ lives on device ℓ mod N, so that neighbouring lanes meet different devices; the
 head is cut by vocabulary; after each sublayer step all devices learn all updates. In the exact pass one device runs a
 whole layer, so that only its end is exchanged. Where MLPs are cut by rows, all devices work on each of them, for two
-exchanges.
+exchanges; what does not read weights (the norm, 8-bit scales, a rotation) each of them does for itself.
 """
 
 from __future__ import annotations
@@ -47,10 +47,6 @@ class Machine:
         whole, rest = divmod(count, self.devices)
         return whole * self.slowdown(self.devices) + (self.slowdown(rest) if rest else 0.0)
 
-    def mlps(self, count: int) -> float:
-        """The same for MLPs."""
-        return count / self.devices * self.slowdown(self.devices) if self.cut else self.lanes(count)
-
     @property
     def mlp_exchanges(self) -> int:
         """Of a batch of MLPs."""
@@ -64,13 +60,15 @@ class Machine:
 @dataclass(frozen=True)
 class StepCosts:
     """Seconds of one layer's attention, of its MLP and of the head, over one token on one device; `token`: what each
-    further token of a forward adds to it, on any number of devices."""
+    further token of a forward adds to it, on any number of devices; `repeated`: of an MLP's, those that each device
+    spends which holds a part of its rows."""
 
     attention: float
     mlp: float
     head: float
     layers: int
     token: float = 0.0
+    repeated: float = 0.0
 
     @classmethod
     def divide(
@@ -81,6 +79,7 @@ class StepCosts:
         attention_share: float | None = None,
         head_share: float | None = None,
         token: float = 0.0,
+        repeated_share: float = 0.0,
     ) -> StepCosts:
         """Divide an exact step by weights read: decoding reads each of them once, which is what takes its time.
 
@@ -89,16 +88,18 @@ class StepCosts:
             attention_share: the attention's part of a layer, where it has been measured.
             head_share: the head's part of the step, likewise.
             token: seconds that each further token of a forward adds.
+            repeated_share: the part of an MLP's time that each device repeats.
         """
         layer = sizes.attention + sizes.mlp
         attention = sizes.attention / layer if attention_share is None else attention_share
         head = sizes.head / (sizes.head + layers * layer) if head_share is None else head_share
         each = seconds * (1 - head) / layers
-        return cls(attention * each, (1 - attention) * each, head * seconds, layers, token)
+        mlp = (1 - attention) * each
+        return cls(attention * each, mlp, head * seconds, layers, token, repeated_share * mlp)
 
     def exact(self, machine: Machine, tokens: int = 1) -> float:
         """Seconds of an exact pass over some tokens: layer after layer."""
-        layers = self.layers * (self.attention + self.mlp * machine.mlps(1))
+        layers = self.layers * (self.attention + self._mlps(1, machine))
         exchanges = self.layers * (1 + machine.mlp_exchanges if machine.cut else 1)
         return layers + machine.exchanges(exchanges) + self._end(machine) + (tokens - 1) * self.token
 
@@ -109,9 +110,16 @@ class StepCosts:
             lanes = len(group.layers)
             seconds += self.attention * machine.lanes(lanes)
             for first in range(0, lanes, group.mlp_lanes):
-                seconds += self.mlp * machine.mlps(min(group.mlp_lanes, lanes - first))
+                seconds += self._mlps(min(group.mlp_lanes, lanes - first), machine)
             seconds += machine.exchanges(1 + (group.depth - 1) * machine.mlp_exchanges)
         return seconds
+
+    def _mlps(self, count: int, machine: Machine) -> float:
+        """Of one batch."""
+        if not machine.cut or machine.devices == 1:
+            return self.mlp * machine.lanes(count)
+        part = (self.mlp - self.repeated) / machine.devices * machine.slowdown(machine.devices)
+        return count * (self.repeated + part)
 
     def _end(self, machine: Machine) -> float:
         head = self.head / machine.devices * machine.slowdown(machine.devices)

@@ -122,7 +122,11 @@ class Outcome:
 
 
 def run_rounds(
-    trace: Trace, drafting: Drafting, verify: Callable[[int], float], guess_seconds: float | None = None
+    trace: Trace,
+    drafting: Drafting,
+    verify: Callable[[int], float],
+    guess_seconds: float | None = None,
+    contention: float = 1.0,
 ) -> Outcome:
     """Round after round: draft, then verify; under overlap the next draft is made during this verification.
 
@@ -130,6 +134,7 @@ def run_rounds(
         verify: seconds of a target forward over so many tokens.
         guess_seconds: of the forward that guesses the target's own token, before a draft ahead begins; None: no
             overlap, so that the drafter idles while the target works.
+        contention: how many times as long target and drafter take while both work.
     """
     total = Outcome()
     likely = guess_rate(trace)
@@ -141,14 +146,16 @@ def run_rounds(
             total.tokens += each.accepted + 1
             total.drafted += each.drafted
             total.accepted += each.accepted
-            total.verify_seconds += verifying
             total.target_idle += draft.seconds - hit * min(left, draft.seconds)
             hit, left = 0.0, 0.0
             after = drafts[place + 1] if place + 1 < len(drafts) else None
             if guess_seconds is not None and after and after.steps:
                 hit, left = _hit(each, likely), verifying - guess_seconds
-                total.drafter_idle += hit * max(0.0, left - after.seconds) + (1 - hit) * verifying
+                slowed = verifying + (contention - 1) * min(verifying, guess_seconds + after.seconds)
+                total.verify_seconds += slowed
+                total.drafter_idle += hit * max(0.0, left - after.seconds) + (1 - hit) * slowed
             else:
+                total.verify_seconds += verifying
                 total.drafter_idle += verifying
     return total
 

@@ -24,6 +24,8 @@ class Setup:
         thresholds: none for `exact`.
         window: None: as many as there are devices.
         machine: the drafter's; its devices are replaced row by row.
+        repeated_share: of an MLP's time, as in `StepCosts.divide`.
+        target_contention: as for `run_rounds`.
     """
 
     draft: DraftConfig
@@ -34,6 +36,8 @@ class Setup:
     overlap: bool
     attention_share: float | None = None
     head_share: float | None = None
+    repeated_share: float = 0.0
+    target_contention: float = 1.0
 
     def at(self, threshold: float | None, devices: int) -> tuple[DraftConfig, Machine]:
         """The rule and the machine of one row."""
@@ -45,15 +49,15 @@ class Setup:
 def simulate(traces: Sequence[Trace], timing: Timing, setup: Setup) -> dict[str, Any]:
     """All rows and limits. Raises ValueError like `predict`."""
     costs, first = timing.costs, traces[0]
-    shares = setup.attention_share, setup.head_share
-    step = StepCosts.divide(costs.draft_seconds, first.layers, first.sizes, *shares, timing.token_seconds)
+    shares = setup.attention_share, setup.head_share, timing.token_seconds, setup.repeated_share
+    step = StepCosts.divide(costs.draft_seconds, first.layers, first.sizes, *shares)
     exact = choose(traces, DraftConfig(mode="exact"))
     drafting = predict(exact.trace, DraftConfig(mode="exact"), step)
     base = run_rounds(exact.trace, drafting, costs.verify)
     if not base.drafted:
         raise ValueError(f"{exact.trace.name}: nothing was drafted in its {base.rounds} rounds")
     rows = [
-        {"devices": devices, "threshold": threshold} | _row(traces, draft, machine, step, costs, base, setup.overlap)
+        {"devices": devices, "threshold": threshold} | _row(traces, draft, machine, step, costs, base, setup)
         for devices in setup.devices
         for threshold in setup.thresholds or (None,)
         for draft, machine in [setup.at(threshold, devices)]
@@ -71,8 +75,10 @@ def simulate(traces: Sequence[Trace], timing: Timing, setup: Setup) -> dict[str,
             "mlp_ms": 1000 * step.mlp,
             "head_ms": 1000 * step.head,
             "token_ms": 1000 * step.token,
+            "repeated_ms": 1000 * step.repeated,
             "link_us": 1e6 * setup.machine.link_seconds,
             "contention": setup.machine.contention,
+            "target_contention": setup.target_contention,
         },
         "rows": rows,
         "limits": _limits(exact, base, costs),
@@ -87,11 +93,12 @@ def _row(
     step: StepCosts,
     costs: RoundCosts,
     base: Outcome,
-    overlap: bool,
+    setup: Setup,
 ) -> dict[str, Any]:
     chosen = choose(traces, draft)
     drafting = predict(chosen.trace, draft, step, machine)
-    ran = run_rounds(chosen.trace, drafting, costs.verify, step.exact(machine) if overlap else None)
+    guess = step.exact(machine) if setup.overlap else None
+    ran = run_rounds(chosen.trace, drafting, costs.verify, guess, setup.target_contention)
     seconds = drafting.step_seconds
     return {
         "attention_window": draft.attention_lanes if draft.mode == "parallel" else None,
@@ -148,12 +155,12 @@ def _assumptions(costs: RoundCosts, setup: Setup) -> list[str]:
     lines = [
         "times are in proportion to the weights read; "
         f"{link}; a contention of {setup.machine.contention:g}; "
-        f"{'each MLP cut by rows' if setup.machine.cut else 'whole MLPs'} on several devices; "
-        "target and drafter do not slow each other down",
+        f"{'each MLP cut by rows' if setup.machine.cut else 'whole MLPs'} on several devices",
         f"{plain}; a rule that drafts differently is accepted as recorded",
     ]
     if setup.overlap:
         lines.append(
-            "overlap: a draft made ahead counts where all was accepted and the guess was right, as recorded, else at β"
+            "overlap: a draft made ahead counts where all was accepted and the guess was right, as recorded, else at "
+            f"β; while target and drafter both work, each takes {setup.target_contention:g} times as long"
         )
     return lines

@@ -53,7 +53,8 @@ def head_lines(result: dict[str, Any]) -> list[str]:
     return [
         f"simulated: {how}, on the rounds of {traces}",
         f"an exact draft step takes {costs['draft_ms']:.2f} ms ({costs['draft_from']}), of which an attention, an MLP, "
-        f"the head {parts}; each further token adds {costs['token_ms']:.3f}",
+        f"the head {parts}; each further token adds {costs['token_ms']:.3f}"
+        + (f"; {costs['repeated_ms']:.3f} of an MLP are repeated on each device" if costs["repeated_ms"] else ""),
         f"a target forward takes ms (tokens): {target} ({costs['target_from']})",
     ]
 

@@ -2,7 +2,6 @@
 
 python tests/perf/bench_lanes.py --model FOLDER                         # cpu:0 and cpu:0,cpu:1, in turn
 python tests/perf/bench_lanes.py --model FOLDER --draft_mode skip --tokens 1
-python tests/perf/bench_lanes.py --model FOLDER --contention            # what cores that work at once cost each other
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from pdevis.cli import Parser, add_draft_flags, draft_config, run_main
 from pdevis.values import positive
@@ -27,9 +25,6 @@ def build_parser() -> Parser:
     parser.add_argument("--devices", default="cpu:0;cpu:0,cpu:1", metavar="LISTS", help="default: cpu:0;cpu:0,cpu:1")
     parser.add_argument("--tokens", type=positive, default=3, metavar="N", help="of the first forward (default: 3)")
     parser.add_argument("--draft_vocab", type=positive, metavar="N", help="ids that may be drafted (default: all)")
-    parser.add_argument(
-        "--contention", action="store_true", help="time exact drafters on cpu:0 and cpu:1, alone and at once"
-    )
     parser.add_argument("--repeats", type=positive, default=40, metavar="N", help="of each (default: 40)")
     add_draft_flags(parser)
     return parser
@@ -47,8 +42,6 @@ def run(args: Namespace) -> None:
     source = find_source(args.model)
     config = read_config(source)
     plan = Plan(args.model, "drafter", source, config, torch.device("cpu"), args.precision, head_rows=args.draft_vocab)
-    if args.contention:
-        return contend(plan, args.repeats)
     rule = draft_config(args)
     rule = replace(rule, mode="parallel") if rule.mode == "auto" else rule
     lists = args.devices.split(";")
@@ -72,29 +65,6 @@ def run(args: Namespace) -> None:
         for what, seconds in (f"{args.tokens} tokens, first", first), (f"1 token, {rule.mode}", later):
             low, middle, high = statistics.quantiles(seconds, n=4)
             print(f"{name:12} {what:20} {1e3 * middle:6.2f} ms (quartiles {1e3 * low:.2f} to {1e3 * high:.2f})")
-
-
-def contend(plan: Any, repeats: int) -> None:
-    """The simulator's --contention: two drafters, each on a core of its own, alone and at once, in turn."""
-    from pdevis.drafting.workers import Workers
-    from pdevis.models.places import find_places
-    from pdevis.records import DecodeConfig
-
-    both = [Workers(plan, find_places(core, "--contention"), plan.config.vocab_size) for core in ("cpu:0", "cpu:1")]
-    ratios = []
-    try:
-        for _ in range(repeats):
-            for each in both:
-                each.call("start", PROMPT, DecodeConfig(eos_ids=()))
-            alone = [each.call("draft", [], 4, None, 0).seconds for each in both]
-            numbers = [each.send("draft", [5], 4, None, 0) for each in both]
-            at_once = [each.receive(number).seconds for each, number in zip(both, numbers)]
-            ratios.append(sum(at_once) / sum(alone))
-    finally:
-        for each in both:
-            each.close()
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"at once over alone: {middle:.3f} (quartiles {low:.3f} to {high:.3f})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
