@@ -81,14 +81,13 @@ def time_drafter(core: Core, plan: Any, repeats: int) -> dict[str, float]:
     inner = torch.randn(1, whole.weights.mlp_size)
     found: dict[str, list[float]] = {}
 
-    def layers(name: str, ranks: Sequence[int], mlp: Callable[[int, Any], Any], attends: bool = False) -> None:
+    def layers(name: str, ranks: Sequence[int], mlp: Callable[[int, Any], Any]) -> None:
         step, h, sums = whole.begin(1), whole.embed(ids[CONTEXT:]), [0.0, 0.0]
         for layer in range(len(whole.layers)):
             sums[0] += core.timed(ranks, partial(whole.attention, layer, h, step))
             sums[1] += core.timed(ranks, partial(mlp, layer, h))
+        found.setdefault(f"{name}: attention", []).append(sums[0])
         found.setdefault(name, []).append(sums[1])
-        if attends:
-            found.setdefault("attention", []).append(sums[0])
         found.setdefault(f"{name}: head", []).append(core.timed(ranks, lambda: whole.logits(h).argmax()))
 
     def step() -> None:
@@ -101,7 +100,7 @@ def time_drafter(core: Core, plan: Any, repeats: int) -> dict[str, float]:
 
     for _ in range(repeats):
         found.setdefault("step", []).append(core.timed([0], step))
-        layers("whole", [0], whole.mlp, attends=True)
+        layers("whole", [0], whole.mlp)
         layers("half", [0], rows)
         layers("both", [0, 1], rows)
         layers("lanes", [0, 1], lambda layer, h: lanes.mlp([layer], [h]))
@@ -194,22 +193,23 @@ def run(args: Namespace) -> None:
 
 def show_drafter(first: dict[str, float], second: dict[str, float]) -> None:
     both, lanes = ((first[name] + second[name]) / 2 for name in ("both", "lanes"))
-    repeated = max(0.0, 2 * first["half"] - first["whole"])
-    contention = max(1.0, (both - repeated) / (first["half"] - repeated))
+    half, whole, attention = (first[name] for name in ("half", "whole", "whole: attention"))
+    repeated = min(max(0.0, 2 * half - whole), half, whole)  # of a tiny model all is repeated, give or take
+    contention = max(1.0, (both - repeated) / (half - repeated)) if half > repeated else 1.0
     link = max(0.0, lanes - both) / (2 * first["layers"])
     head = first["whole: head"]
     contended = (first["both: head"] + second["both: head"]) / 2
     print(
-        f"a step {1e3 * first['step']:.2f} ms: attentions {1e3 * first['attention']:.2f}, MLPs "
-        f"{1e3 * first['whole']:.2f}, the head {1e3 * head:.2f} ({1e3 * contended:.2f} with another one beside it)\n"
-        f"MLPs cut by rows: {1e3 * first['half']:.2f} alone, {1e3 * both:.2f} on both cores, {1e3 * lanes:.2f} with "
+        f"a step {1e3 * first['step']:.2f} ms: attentions {1e3 * attention:.2f}, MLPs "
+        f"{1e3 * whole:.2f}, the head {1e3 * head:.2f} ({1e3 * contended:.2f} with another one beside it)\n"
+        f"MLPs cut by rows: {1e3 * half:.2f} alone, {1e3 * both:.2f} on both cores, {1e3 * lanes:.2f} with "
         f"exchanges"
     )
     shares = {
         "draft_ms": 1e3 * first["step"],
-        "attention_share": first["attention"] / (first["attention"] + first["whole"]),
+        "attention_share": attention / (attention + whole),
         "head_share": head / first["step"],
-        "repeated_share": repeated / first["whole"],
+        "repeated_share": repeated / whole,
         "contention": contention,
         "link_us": 1e6 * link,
     }
