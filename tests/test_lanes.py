@@ -78,11 +78,12 @@ def test_logits_are_those_of_one_device(pair):
     with torch.inference_mode():
         alone.prefill(torch.tensor(PROMPT))
         model.prefill(torch.tensor(PROMPT))
-        ids = torch.tensor([5, 9, 26])
-        wanted = alone.forward(ids)
-        torch.testing.assert_close(model.forward(ids), wanted, rtol=1e-5, atol=3e-5)
-        model.rewind(len(PROMPT))
-        torch.testing.assert_close(model.forward(ids[:1]), wanted[:1], rtol=1e-5, atol=3e-5)
+        for ids in (torch.tensor([5, 9, 26]), torch.tensor([5])):
+            alone.rewind(len(PROMPT))
+            model.rewind(len(PROMPT))
+            # an 8-bit drafter rounds a row alone otherwise than among others, and lanes take logits row by row
+            wanted = torch.cat([alone.logits(row) for row in alone.run_layers(ids).split(1)])
+            torch.testing.assert_close(model.forward(ids), wanted, rtol=1e-5, atol=3e-5)
 
 
 def test_drafts_of_chosen_lengths_are_those_of_one_device(pair):

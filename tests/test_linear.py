@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pdevis.models.linear import FORMATS, has_int8, has_packed, resolve_precision, storage_dtype
+from pdevis.models.linear import DRAFTER_FORMATS, FORMATS, has_int8, has_packed, resolve_precision, storage_dtype
 
 CPU = torch.device("cpu")
 SHAPES = [(64, 48), (576, 960), (1536, 576)]
@@ -26,6 +26,8 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("formats", [FORMATS, DRAFTER_FORMATS], ids=["target", "drafter"])
+@pytest.mark.parametrize("rows", [1, 9])
 @pytest.mark.parametrize(
     ("name", "error"),
     [
@@ -34,10 +36,10 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
         pytest.param("int8", 0.02, marks=needs["int8"]),
     ],
 )
-def test_format_computes_the_product(name, error, shape, biased):
-    weight, bias, x = make(*shape)
+def test_format_computes_the_product(name, error, rows, formats, shape, biased):
+    weight, bias, x = make(*shape, rows)
     wanted = F.linear(x, weight, bias if biased else None)
-    assert relative(FORMATS[name](weight, bias if biased else None)(x), wanted) <= error
+    assert relative(formats[name](weight, bias if biased else None)(x), wanted) <= error
 
 
 @needs["int8"]
@@ -52,9 +54,11 @@ def test_int8_rows_at_once_and_one_by_one_have_the_same_bits(shape):
 
 
 @needs["int8"]
-def test_int8_of_zeros_is_the_bias():
+@pytest.mark.parametrize("formats", [FORMATS, DRAFTER_FORMATS], ids=["target", "drafter"])
+def test_int8_of_zeros_is_the_bias(formats):
     weight, bias, _ = make(64, 48)
-    assert torch.equal(FORMATS["int8"](weight, bias)(torch.zeros(2, 64)), bias.expand(2, -1))
+    for rows in (1, 2):
+        assert torch.equal(formats["int8"](weight, bias)(torch.zeros(rows, 64)), bias.expand(rows, -1))
 
 
 @needs["packed"]

@@ -20,9 +20,10 @@ from torch import Tensor
 from pdevis.benchmarks.speed import PROMPTS
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
+from pdevis.models.layers import StackWeights
 from pdevis.models.loading import Source, read_model, read_tokenizer
 from pdevis.models.stack import DecoderStack
-from pdevis.models.weights import StackWeights, read_weights
+from pdevis.models.weights import read_weights
 from pdevis.records import DecodeConfig, DecodeStats
 
 PLAIN_INT8 = "int8 without rotation"

@@ -102,8 +102,8 @@ class SharedMemory:
     def share(self, mine: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor) -> list[Tensor]:
         return self._exchange(mine, self._apart, tuple(owners), shape, like.dtype)
 
-    def join(self, mine: Sequence[Tensor], size: int) -> list[Tensor]:
-        return self._exchange(mine, self._columns, len(mine), len(mine[0]), size, mine[0].dtype)
+    def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
+        return self._exchange(mine, self._columns, len(mine), len(mine[0]), size, block, mine[0].dtype)
 
     def _exchange(self, mine: Sequence[Tensor], cut: Callable[..., _Views], *how: Any) -> list[Tensor]:
         self._turn += 1
@@ -124,11 +124,11 @@ class SharedMemory:
             raise Dropped
         return views.items
 
-    def _columns(self, half: int, count: int, tokens: int, size: int, dtype: torch.dtype) -> _Views:
+    def _columns(self, half: int, count: int, tokens: int, size: int, block: int, dtype: torch.dtype) -> _Views:
         nbytes = count * tokens * size * dtype.itemsize
         place = self._data[half].view(-1)[:nbytes]
         assert place.nbytes == nbytes, "the board is too small"
-        columns = Share(self.rank, self.size).rows(size)
+        columns = Share(self.rank, self.size).rows(size, block)
         items = list(place.view(dtype).view(count, tokens, size))
         return _Views([item[:, columns.start : columns.stop] for item in items], items)
 

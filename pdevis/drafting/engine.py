@@ -60,7 +60,10 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LaneExecutor(OutputHead, Protocol):
-    """Runs the sublayers of one window at the same time, each on its own input; returns their updates in order."""
+    """Runs the sublayers of one window at the same time, each on its own input; returns their updates in order.
+
+    The updates may stand where the next call writes: what is to last is copied.
+    """
 
     def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
         """All layers, each in its place: as `DecoderStack.run_layers`."""
@@ -168,24 +171,28 @@ class DraftEngine:
 
     def _planned(self, h: Tensor, step: Step) -> Tensor:
         for group in self.schedule.groups:
-            attended, mlps = self._run_group(h, group, step)
-            h = _after(len(mlps), attended, mlps)
+            h = self._run_group(h, group, step)[-1]
         return h
 
-    def _run_group(self, h: Tensor, group: Group, step: Step) -> tuple[list[Tensor], list[Tensor]]:
-        """The group's lanes from h, staggered by sublayer: h plus the attention updates so far, and the MLP updates.
+    def _run_group(self, h: Tensor, group: Group, step: Step, every: bool = False) -> list[Tensor]:
+        """The group's lanes from h, staggered by sublayer; the true hidden state after its last layer comes last.
 
         MLP j sees h, all attention updates up to its own, and the MLP updates of earlier batches.
+
+        Args:
+            every: make the states before it true as well: what each layer would leave behind if it were the last.
         """
-        attended, mlps = [h], []
+        states: list[Tensor] = []
         for update in self.lanes.attention(group.layers, [h] * len(group.layers), step):
-            attended.append(attended[-1] + update)
-        del attended[0]
-        for first in range(0, len(group.layers), group.mlp_lanes):
-            batch = slice(first, first + group.mlp_lanes)
-            inputs = [sum(mlps[:first], state) for state in attended[batch]]
-            mlps += self.lanes.mlp(group.layers[batch], inputs)
-        return attended, mlps
+            states.append((states[-1] if states else h) + update)
+        last = len(states) - 1
+        for first in range(0, len(states), group.mlp_lanes):
+            behind = first + group.mlp_lanes
+            updates = self.lanes.mlp(group.layers[first:behind], states[first:behind])
+            for lane, update in enumerate(updates, first):
+                for state in states[lane if every else min(behind, last) :]:
+                    state.add_(update)
+        return states
 
     def _inline_skip(self, h: Tensor, step: Step) -> tuple[Tensor, float, int]:
         """The published rule, W layers at a time. Lanes behind the first kept layer run again from its output, and
@@ -216,19 +223,13 @@ class DraftEngine:
         while layer < self.layers:
             end = min(layer + self.config.attention_lanes, self.free.stop) if layer in self.free else layer + 1
             group = Group(tuple(range(layer, end)), self.config.mlp_lanes)
-            attended, mlps = self._run_group(h, group, step)
-            kept = len(mlps) if self.always else 1
-            if kept < len(mlps):
-                inputs = torch.stack([_after(lanes, attended, mlps) for lanes in range(1, len(mlps))])  # [W - 1, T, H]
-                alike = (similarity(inputs, h) > self.config.threshold).all(-1).tolist()
-                kept += [*alike, False].index(False)
-            h = _after(kept, attended, mlps)
+            states = self._run_group(h, group, step, every=not self.always)
+            kept = len(states)
+            if kept > 1 and not self.always:
+                alike = similarity(torch.stack(states[:-1]), h) > self.config.threshold  # [W - 1, T]
+                kept = 1 + [*alike.all(-1).tolist(), False].index(False)
+            h = states[kept - 1]
             layer += kept
             depth += group.depth
             skipped += Group(group.layers[:kept], group.mlp_lanes).beside
         return h, skipped, depth
-
-
-def _after(lanes: int, attended: list[Tensor], mlps: list[Tensor]) -> Tensor:
-    """The true hidden state after a group's first `lanes` layers."""
-    return sum(mlps[:lanes], attended[lanes - 1])

@@ -84,9 +84,9 @@ class DeviceLanes:
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
         if self.cut:
             inner = [self.stack.mlp_inner(i, h) for i, h in zip(layers, inputs, strict=True)]
-            inner = self.link.join(inner, self.stack.weights.mlp_size)
+            inner = self.link.join(inner, self.stack.weights.mlp_size, self.stack.weights.mlp_block)
             outer = [self.stack.mlp_outer(i, x) for i, x in zip(layers, inner, strict=True)]
-            return [update.clone() for update in self.link.join(outer, inputs[0].shape[1])]
+            return self.link.join(outer, inputs[0].shape[1])
         mine = [self.stack.mlp(i, h) for i, h in zip(layers, inputs, strict=True) if self.holds(i)]
         return self._share(mine, layers, inputs[0])
 
@@ -115,8 +115,7 @@ class DeviceLanes:
         return self.link.share([ids] if self.link.rank == 0 else [], [0], ids.shape, ids)[0].clone()
 
     def _share(self, mine: list[Tensor], layers: Sequence[int], like: Tensor) -> list[Tensor]:
-        items = self.link.share(mine, [layer % self.link.size for layer in layers], like.shape, like)
-        return [item.clone() for item in items]
+        return self.link.share(mine, [layer % self.link.size for layer in layers], like.shape, like)
 
 
 def _part_bytes(stack: DecoderStack, ranks: int) -> int:

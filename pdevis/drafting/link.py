@@ -40,7 +40,7 @@ class Link(Protocol):
     def share(self, mine: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor) -> list[Tensor]:
         """Every item, where item i of that shape comes from rank owners[i] and `mine` are this rank's, in order.
 
-        The items stand in memory that the next exchange but one overwrites: what is to last is copied.
+        The items stand where they are until the next exchange: what is to last is copied.
 
         Args:
             like: a tensor of the items' dtype and device.
@@ -50,8 +50,8 @@ class Link(Protocol):
         """
         ...
 
-    def join(self, mine: Sequence[Tensor], size: int) -> list[Tensor]:
-        """Whole tensors [T, size] from this rank's columns of each, `Share.rows(size)`, and those of all others.
+    def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
+        """Whole tensors [T, size] from this rank's columns of each, `Share.rows(size, block)`, and those of all others.
 
         Where they stand, and what is raised: as for `share`.
         """
@@ -74,7 +74,7 @@ class Alone:
             raise Dropped
         return list(mine)
 
-    def join(self, mine: Sequence[Tensor], size: int) -> list[Tensor]:
+    def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
         return self.share(mine, [], mine[0].shape, mine[0])
 
 
@@ -110,11 +110,11 @@ class ProcessGroup:
             raise Dropped
         return list(items.unbind())
 
-    def join(self, mine: Sequence[Tensor], size: int) -> list[Tensor]:
-        most, count = -(-size // self.size), len(mine)
+    def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
+        widths = [len(Share(rank, self.size).rows(size, block)) for rank in range(self.size)]
+        most, count = max(widths), len(mine)
         padded = [F.pad(part, (0, most - part.shape[1])) for part in mine]
         owners = [rank for rank in range(self.size) for _ in mine]
         parts = self.share(padded, owners, padded[0].shape, padded[0])
-        widths = [len(Share(rank, self.size).rows(size)) for rank in range(self.size)]
         parts = [part[:, : widths[rank]] for part, rank in zip(parts, owners, strict=True)]
         return [torch.cat(parts[item::count], dim=1) for item in range(count)]

@@ -166,7 +166,7 @@ def _load_own(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[
         return _load_two(target, drafter, say)
     dtypes = {storage_dtype(target.precision), storage_dtype(drafter.precision)}
     loaded = _read(target, dtypes.pop() if len(dtypes) == 1 else torch.float32, say)
-    draft_model = _wrap(loaded, drafter, consume=same)
+    draft_model = _wrap(loaded, target if same else drafter, consume=same)
     if not same:
         target_model = _wrap(loaded, target, consume=True)
     elif isinstance(draft_model, DecoderStack):
@@ -194,8 +194,8 @@ def _wrap(loaded: Any, plan: Plan, consume: bool, share: Share = WHOLE) -> Causa
     if plan.whole:
         return HFCausalLM(loaded, plan.precision)
     with told(plan.source, "weights"):  # this is where they reach their device and format
-        weights = read_weights(loaded, plan.precision, plan.device, consume, head_rows=plan.head_rows, share=share)
-        return DecoderStack(weights)
+        how = {"head_rows": plan.head_rows, "share": share, "drafter": plan.role == "drafter"}
+        return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume, **how))
 
 
 def compile_pair(built: Built) -> None:

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pdevis.models.layers import Attention, Layer
 from pdevis.models.linear import DenseLinear, Linear
 from pdevis.models.rotation import TurnedLinear
 from pdevis.models.stack import DecoderStack
-from pdevis.models.weights import Attention, Layer
 
 WIDTHS = (1, 2, 6, 17)  # draft steps; verification of up to 5, of up to 16 draft tokens
 
@@ -71,8 +71,7 @@ class CompiledForward:
             h = F.embedding(ids, weights.embedding)
             for parts, rows in zip(layers, caches, strict=True):
                 h = h + self._attention(parts.attention, rows, h, places, turn, mask)
-                gate, up = parts.mlp.gate_up(parts.mlp.norm(h)).chunk(2, dim=-1)
-                h = h + parts.mlp.down(F.silu(gate) * up)
+                h = h + parts.mlp.down(parts.mlp.inner(h))
             return h
 
         return forward

@@ -1,8 +1,8 @@
 """Weight formats: what a linear layer of a `DecoderStack` is made of on each device.
 
-A format turns a weight [N, K] and an optional bias [N] into a callable x [T, K] -> y [T, N]. The formats for CPU give
-the same bits for a row whether it comes alone or among others wherever their kernels allow it (int8 always), so that
-verifying k tokens at once sees the plain decoder's numbers.
+A format turns a weight [N, K] and an optional bias [N] into a callable x [T, K] -> y [T, N]. A target's formats for CPU
+give the same bits for a row whether it comes alone or among others wherever their kernels allow it (int8 always), so
+that verifying k tokens at once sees the plain decoder's numbers.
 
     python evaluation/formats/evaluate_formats.py        (how close each format is to float32, and how fast)
 """
@@ -104,6 +104,25 @@ class Int8Linear:
         return y if self.bias is None else y.add_(self.bias)
 
 
+class DrafterInt8Linear(Int8Linear):
+    """8-bit weights and activations as above, and for one token a product that finds the token's range itself.
+
+    A quarter of the kernels, which a small drafter has time for; its range need not be symmetric, so a row alone does
+    not have the bits that it has among others. A target's verification needs that, a drafter does not.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self.of_one = torch.ops.quantized.linear_dynamic.default
+        self.narrow = self.zero == 64
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) > 1:
+            return super().__call__(x)
+        y = self.of_one(x, self.packed, self.narrow)
+        return y if self.bias is None else y.add_(self.bias)
+
+
 class Nf4Linear:
     """4-bit NF4 weights through bitsandbytes, computing in the dtype of the activations (CUDA)."""
 
@@ -127,6 +146,7 @@ FORMATS: dict[str, Callable[[Tensor, Tensor | None], Linear]] = {
     "int8": Int8Linear,
     "nf4": Nf4Linear,
 }
+DRAFTER_FORMATS = {**FORMATS, "int8": DrafterInt8Linear}
 ROTATED = ("int8",)  # formats that want the residual stream rotated (rotation.py)
 
 

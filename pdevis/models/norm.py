@@ -1,4 +1,4 @@
-"""RMS norm, with few kernels on CPU."""
+"""RMS norms, with few kernels on CPU."""
 
 from __future__ import annotations
 
@@ -23,3 +23,13 @@ class Norm:
             return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.floor)).mul_(self.weight)
         wide = x if x.dtype == torch.float64 else x.float()
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class UnitNorm:
+    """x / sqrt(|x|^2 + eps size): an RMS norm whose weight and factor sqrt(size) are in the matrix behind it."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+        self.floor = torch.tensor((eps * size) ** 0.5, dtype=dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.floor)

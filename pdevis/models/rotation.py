@@ -54,14 +54,17 @@ class BlockRotation:
 
     The blocks are as large as divide K, within bounds: a product of a dozen rows or more with so small a matrix gives
     each row the same bits whatever stands beside it, which holds for no product of any size.
+
+    Args:
+        parts: devices that may each turn a part of K, with the same bits still.
     """
 
     MOST = 64  # 128 takes 18 µs for 4864 numbers instead of 11, and is no more accurate
     LEAST_ROWS = 12  # blocks of one token
 
-    def __init__(self, size: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, size: int, dtype: torch.dtype = torch.float32, parts: int = 1) -> None:
         self.block = min(size & -size, self.MOST)  # the largest power of two that divides size
-        while self.block > 1 and size // self.block < self.LEAST_ROWS:
+        while self.block > 1 and size // self.block < parts * self.LEAST_ROWS:
             self.block //= 2
         matrix = torch.ones(1, 1, dtype=torch.float64)
         while len(matrix) < self.block:

@@ -22,12 +22,13 @@ class Share:
         """Whether a layer is here: its attention, and its MLP where those are not cut."""
         return layer % self.size == self.rank
 
-    def rows(self, count: int) -> range:
-        """This device's part of a matrix of so many rows; the parts differ by one row at most."""
-        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+    def rows(self, count: int, block: int = 1) -> range:
+        """This device's part of a matrix of so many rows: whole blocks; the parts differ by one block at most."""
+        blocks = count // block
+        return range(self.rank * blocks // self.size * block, (self.rank + 1) * blocks // self.size * block)
 
-    def mlp_rows(self, count: int) -> range:
-        return self.rows(count) if self.cut else range(count)
+    def mlp_rows(self, count: int, block: int = 1) -> range:
+        return self.rows(count, block) if self.cut else range(count)
 
 
 WHOLE = Share()

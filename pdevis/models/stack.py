@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pdevis.models.weights import StackWeights
+from pdevis.models.layers import StackWeights
 
 CHUNK = 512  # tokens of a prompt per forward: bounds the mask and the activations
 FIRST_CAPACITY = 512  # tokens the cache holds at first; it doubles
@@ -159,9 +159,7 @@ class DecoderStack:
 
     def mlp_inner(self, layer: int, h: Tensor) -> Tensor:
         """An MLP's inner state on h [T, H]: [T, I], or the part of I that this device holds."""
-        parts = self.layers[layer].mlp
-        gate, up = parts.gate_up(parts.norm(h)).chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return self.layers[layer].mlp.inner(h)
 
     def mlp_outer(self, layer: int, inner: Tensor) -> Tensor:
         """From an MLP's whole inner state [T, I] to its update [T, H], or the part of H that this device holds."""

@@ -10,69 +10,23 @@ Shapes: H = hidden size, N = query heads, K = key/value heads, D = head size, I 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdevis.models.linear import FORMATS, ROTATED, DenseLinear, Linear, storage_dtype
-from pdevis.models.norm import Norm
+from pdevis.models.layers import MLP, Attention, Layer, StackWeights
+from pdevis.models.linear import DRAFTER_FORMATS, FORMATS, ROTATED, DenseLinear, Linear, storage_dtype
+from pdevis.models.norm import Norm, UnitNorm
 from pdevis.models.rotation import BlockRotation, Rotation, TurnedLinear
 from pdevis.models.shards import StreamedModel
 from pdevis.models.share import WHOLE, Share
 
+MOST_PARTS = 4  # cores that cut an MLP and still have the bits of one; more of them round otherwise on a small model
+VECTOR = 32  # numbers that a CPU kernel takes at a time; a rest that is less goes another way and rounds otherwise
 FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not change with the length
-
-
-@dataclass(frozen=True)
-class Attention:
-    norm: Norm
-    qkv: Linear  # [T, H] -> [T, (N + 2K) D]
-    qk_norm: Norm | None  # over D, weight [N + K, D]
-    output: Linear  # [T, N D] -> [T, H]
-
-
-@dataclass(frozen=True)
-class MLP:
-    """All rows of its matrices, or this device's part of the rows of each."""
-
-    norm: Norm
-    gate_up: Linear  # [T, H] -> [T, 2I]
-    down: Linear  # [T, I] -> [T, H]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer; None for what other devices hold."""
-
-    attention: Attention | None
-    mlp: MLP | None
-
-
-@dataclass(frozen=True)
-class StackWeights:
-    """All a `DecoderStack` needs of a model; several stacks may share it, each with its own cache."""
-
-    family: str
-    precision: str
-    device: torch.device
-    dtype: torch.dtype
-    layers: list[Layer]
-    embedding: Tensor  # [V, H]
-    final_norm: Norm
-    head: Linear  # [T, H] -> [T, V], or this device's part of it
-    head_start: int  # the id that its first row stands for
-    frequencies: Tensor  # [D / 2] of the rotary embedding, float32
-    rope_scale: float
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_size: int
-    vocab_size: int
-    context_length: int
 
 
 def unsupported(config: Any) -> str | None:
@@ -101,6 +55,7 @@ def read_weights(
     rotate: bool | None = None,
     head_rows: int | None = None,
     share: Share = WHOLE,
+    drafter: bool = False,
 ) -> StackWeights:
     """Build the weights of a stack from a transformers model of a supported family.
 
@@ -112,6 +67,7 @@ def read_weights(
         rotate: rotate the residual stream (rotation.py); None: where the format wants it.
         head_rows: ids that the output head covers, from 0 on; None: all. A drafter may do with fewer.
         share: what to keep of layers and head.
+        drafter: take the formats that are quickest for one token (linear.py).
 
     Raises:
         ValueError: where the architecture is not one that a stack computes exactly.
@@ -132,9 +88,12 @@ def read_weights(
 
     rotate = precision in ROTATED if rotate is None else rotate
     rotation = Rotation(config.hidden_size) if rotate else None
-    inner, mixed = (
-        BlockRotation(size, dtype) if rotate else None for size in (config.intermediate_size, heads * head_dim)
-    )
+    build = (DRAFTER_FORMATS if drafter else FORMATS)[precision]
+    inner = BlockRotation(config.intermediate_size, dtype, MOST_PARTS) if rotate else None
+    mixed = BlockRotation(heads * head_dim, dtype) if rotate else None
+
+    aligned = min(config.intermediate_size & -config.intermediate_size, VECTOR)
+    block = max(aligned, inner.block if inner else 1)  # both are powers of two
 
     def fused(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | None]:
         biases = [place(module.bias) for module in modules if module.bias is not None]
@@ -147,29 +106,26 @@ def read_weights(
         """A product on the normed residual stream; `reorder` may also choose rows, first: the others cost no work."""
         weight, bias = (None if part is None else reorder(part) for part in fused(modules))
         if rotation:
-            weight = rotation.of_rows(weight * place(norm_weight))
+            weight = rotation.of_rows(weight * (place(norm_weight) * config.hidden_size**0.5))
         # bitsandbytes leaves the output head alone, and so transformers does
-        build = DenseLinear if precision == "nf4" and modules[0] is model.lm_head else FORMATS[precision]
-        return build(weight, bias)
+        return (DenseLinear if precision == "nf4" and modules[0] is model.lm_head else build)(weight, bias)
 
     def writes(module: torch.nn.Linear, turn: BlockRotation | None, part: range | None = None) -> Linear:
-        """A product whose result, or a part of it, is added to the residual stream; `turn` spreads outliers."""
+        """A product whose result, or a part of it, is added to the residual stream; its input is turned already."""
         weight, bias = fused([module])
         if rotation:
             weight, bias = rotation.of_columns(weight), None if bias is None else rotation.of_rows(bias)
         if part is not None:
             weight, bias = weight[part.start : part.stop], None if bias is None else bias[part.start : part.stop]
-        if turn is None:
-            return FORMATS[precision](weight, bias)
-        return TurnedLinear(turn, FORMATS[precision](turn(weight), bias))
+        return build(weight if turn is None else turn(weight), bias)
 
     def pair_halves(rows: Tensor) -> Tensor:  # [(N + 2K) D, …]: q and k from (half, half) to (pair, pair, …)
         turned = (heads + kv_heads) * head_dim
         qk = rows[:turned].unflatten(0, (heads + kv_heads, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
         return torch.cat([qk, rows[turned:]])
 
-    def norm(weight: Tensor) -> Norm:
-        return Norm(torch.ones_like(place(weight)) if rotation else place(weight), eps)
+    def norm(weight: Tensor) -> Norm | UnitNorm:
+        return UnitNorm(config.hidden_size, eps, dtype) if rotation else Norm(place(weight), eps)
 
     def qk_norm(attention: Any) -> Norm | None:
         if not hasattr(attention, "q_norm"):
@@ -180,17 +136,19 @@ def read_weights(
     def read_attention(layer: Any) -> Attention:
         part, before = layer.self_attn, layer.input_layernorm.weight
         qkv = reads(before, part.q_proj, part.k_proj, part.v_proj, reorder=pair_halves)
-        return Attention(norm(before), qkv, qk_norm(part), writes(part.o_proj, mixed))
+        output = writes(part.o_proj, mixed)
+        return Attention(norm(before), qkv, qk_norm(part), TurnedLinear(mixed, output) if mixed else output)
 
     def read_mlp(layer: Any) -> MLP:
         part, before = layer.mlp, layer.post_attention_layernorm.weight
-        inside, out = share.mlp_rows(config.intermediate_size), share.mlp_rows(config.hidden_size)
+        inside = share.mlp_rows(config.intermediate_size, block)
+        out = share.mlp_rows(config.hidden_size)
 
         def cut(rows: Tensor) -> Tensor:  # the same rows of the gate's and of the up projection
             return rows.unflatten(0, (2, -1))[:, inside.start : inside.stop].flatten(0, 1)
 
         gate_up = reads(before, part.gate_proj, part.up_proj, reorder=cut)
-        return MLP(norm(before), gate_up, writes(part.down_proj, inner, out))
+        return MLP(norm(before), gate_up, inner, writes(part.down_proj, inner, out))
 
     def read_layer(layer: Any, here: bool) -> Layer:
         return Layer(read_attention(layer) if here else None, read_mlp(layer) if here or share.cut else None)
@@ -233,6 +191,7 @@ def read_weights(
         kv_heads=kv_heads,
         head_dim=head_dim,
         mlp_size=config.intermediate_size,
+        mlp_block=block,
         vocab_size=config.vocab_size,
         context_length=config.max_position_embeddings,
     )
