@@ -11,6 +11,7 @@ each alone and both at once.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -88,6 +89,9 @@ def time_drafter(core: Core, plan: Any, repeats: int) -> dict[str, float]:
             sums[1] += core.timed(ranks, partial(mlp, layer, h))
         found.setdefault(f"{name}: attention", []).append(sums[0])
         found.setdefault(name, []).append(sums[1])
+
+    def head(name: str, ranks: Sequence[int]) -> None:
+        h = whole.embed(ids[CONTEXT:])
         found.setdefault(f"{name}: head", []).append(core.timed(ranks, lambda: whole.logits(h).argmax()))
 
     def step() -> None:
@@ -101,8 +105,10 @@ def time_drafter(core: Core, plan: Any, repeats: int) -> dict[str, float]:
     for _ in range(repeats):
         found.setdefault("step", []).append(core.timed([0], step))
         layers("whole", [0], whole.mlp)
+        head("whole", [0])
         layers("half", [0], rows)
         layers("both", [0, 1], rows)
+        head("both", [0, 1])
         layers("lanes", [0, 1], lambda layer, h: lanes.mlp([layer], [h]))
     return {name: median(seconds) for name, seconds in found.items()} | {"layers": len(whole.layers)}
 
@@ -137,6 +143,7 @@ def time_pair(core: Core, drafter: Any, target: Any, repeats: int) -> dict[str, 
 def work(rank: int, place: Any, board: Any, plans: Sequence[Any], repeats: int, answer: Any) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     place.settle()
     core = Core(rank, board)
     with torch.inference_mode():

@@ -2,12 +2,14 @@
 
 python tests/perf/bench_lanes.py --model FOLDER                         # cpu:0 and cpu:0,cpu:1, in turn
 python tests/perf/bench_lanes.py --model FOLDER --draft_mode skip --tokens 1
+python tests/perf/bench_lanes.py --model FOLDER --each                  # each repeat on a line: does it come in states?
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,11 +28,14 @@ def build_parser() -> Parser:
     parser.add_argument("--tokens", type=positive, default=3, metavar="N", help="of the first forward (default: 3)")
     parser.add_argument("--draft_vocab", type=positive, metavar="N", help="ids that may be drafted (default: all)")
     parser.add_argument("--repeats", type=positive, default=40, metavar="N", help="of each (default: 40)")
+    parser.add_argument("--each", action="store_true", help="print each repeat: ms of a token on each list of devices")
     add_draft_flags(parser)
     return parser
 
 
 def run(args: Namespace) -> None:
+    if args.repeats < 2:
+        raise ValueError(f"--repeats: {args.repeats} must be at least 2, for quartiles")
     import torch
 
     from pdevis.drafting.workers import Workers
@@ -46,25 +51,33 @@ def run(args: Namespace) -> None:
     rule = replace(rule, mode="parallel") if rule.mode == "auto" else rule
     lists = args.devices.split(";")
     workers = [Workers(plan, find_places(each, "--devices"), config.vocab_size) for each in lists]
-    times: list[tuple[list[float], list[float]]] = [([], []) for _ in lists]
+    what = (f"{args.tokens} tokens, first", f"1 token, {rule.mode}")
+    times: dict[str, list[list[float]]] = {name: [[] for _ in lists] for name in what}
     try:
         for each in workers:
             each.call("configure", rule)
         for _ in range(args.repeats):
-            for each, (first, later) in zip(workers, times):
+            for i, each in enumerate(workers):
                 each.call("start", PROMPT, DecodeConfig(eos_ids=()))
                 each.call("draft", [], 1, None, 0)
                 alone = each.call("draft", [5] * args.tokens, 1, None, 0).seconds
                 several = each.call("draft", [5] * args.tokens, 5, None, 0).seconds
-                first.append(alone)
-                later.append((several - alone) / 4)
+                times[what[0]][i].append(1e3 * alone)
+                times[what[1]][i].append(1e3 * (several - alone) / 4)
+            if args.each:
+                print(time.strftime("%X"), *(f"{column[-1]:6.2f}" for column in times[what[1]]), flush=True)
     finally:
         for each in workers:
             each.close()
-    for name, (first, later) in zip(lists, times):
-        for what, seconds in (f"{args.tokens} tokens, first", first), (f"1 token, {rule.mode}", later):
-            low, middle, high = statistics.quantiles(seconds, n=4)
-            print(f"{name:12} {what:20} {1e3 * middle:6.2f} ms (quartiles {1e3 * low:.2f} to {1e3 * high:.2f})")
+    for name, columns in times.items():
+        for devices, column in zip(lists, columns):
+            low, middle, high = statistics.quantiles(column, n=4)
+            print(f"{name:20} {devices:12} {middle:6.2f} ms (quartiles {low:.2f} to {high:.2f})", end="")
+            if column is columns[0]:
+                print()
+                continue
+            low, middle, high = statistics.quantiles([a / b for a, b in zip(columns[0], column)], n=4)
+            print(f", {middle:.2f}x {lists[0]} ({low:.2f} to {high:.2f})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
