@@ -143,6 +143,11 @@ def test_mlps_are_cut_where_exchanges_are_fast(plans):
         assert torch.equal(update, whole.mlp(layer, h))
 
 
+def test_more_cores_than_an_mlp_has_parts_are_refused(plans):
+    with pytest.raises(ValueError, match="draft_device names 4 cores: at most 3"):
+        build_model(plans["int8"], Share(0, 4, cut=True))
+
+
 def test_auto_is_parallel_on_several_devices_only():
     def auto(config=None, **how):
         return resolve_rule(config or DraftConfig(), reachable=True, **how)

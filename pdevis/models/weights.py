@@ -70,7 +70,7 @@ def read_weights(
         drafter: take the formats that are quickest for one token (linear.py).
 
     Raises:
-        ValueError: where the architecture is not one that a stack computes exactly.
+        ValueError: where the architecture is not one that a stack computes exactly, or there is no row for a device.
     """
     config = model.config
     reason = unsupported(config)
@@ -94,6 +94,9 @@ def read_weights(
 
     aligned = min(config.intermediate_size & -config.intermediate_size, VECTOR)
     block = max(aligned, inner.block if inner else 1)  # both are powers of two
+    if share.cut and share.size > config.intermediate_size // block:
+        most = config.intermediate_size // block
+        raise ValueError(f"draft_device names {share.size} cores: at most {most} can share this model's MLPs")
 
     def fused(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | None]:
         biases = [place(module.bias) for module in modules if module.bias is not None]
