@@ -39,6 +39,8 @@ def plot_simulation(result: dict[str, Any]) -> Any:
     else:
         _curves(right, [row for row in rows if row["devices"] == most], "threshold")
         right.set_title(f"{most} device{'s' * (most > 1)}", fontsize=10)
+    highest = max(row[key] for row in rows for key in CURVES if row[key] is not None)
+    left.set_ylim(0, 1.08 * max(1, highest))  # of both
     how = f"{result['mode']}{', overlap' if result['overlap'] else ''}"
     files = ", ".join(each["file"] for each in result["traces"])
     figure.suptitle(f"Simulated from {files}: {how}", fontsize=11)
@@ -59,7 +61,6 @@ def _curves(axes: Any, rows: list[dict[str, Any]], name: str) -> None:
                 )
     axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.axhline(1, color="0.4", linewidth=0.8, zorder=1)
-    axes.set_ylim(bottom=0)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
 
