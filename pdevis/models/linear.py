@@ -107,8 +107,8 @@ class Int8Linear:
 class DrafterInt8Linear(Int8Linear):
     """8-bit weights and activations as above, and for one token a product that finds the token's range itself.
 
-    A quarter of the kernels, which a small drafter has time for; its range need not be symmetric, so a row alone does
-    not have the bits that it has among others. A target's verification needs that, a drafter does not.
+    One kernel instead of five, which tells in a small drafter. Its range need not be symmetric, so a row alone does not
+    have the bits that it has among others: a target's verification needs those, a drafter does not.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

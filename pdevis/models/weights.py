@@ -94,8 +94,7 @@ def read_weights(
 
     aligned = min(config.intermediate_size & -config.intermediate_size, VECTOR)
     block = max(aligned, inner.block if inner else 1)  # both are powers of two
-    if share.cut and share.size > config.intermediate_size // block:
-        most = config.intermediate_size // block
+    if share.cut and share.size > (most := config.intermediate_size // block):
         raise ValueError(f"draft_device names {share.size} cores: at most {most} can share this model's MLPs")
 
     def fused(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | None]:
