@@ -28,7 +28,7 @@ chat: model ## talk to the embedded model in the terminal (ARGS="..." for its fl
 	@$(PY) appInference.py $(ARGS)
 
 model: $(READY) ## fetch and convert the embedded model
-	@$(PY) -m pdevis.models.embedded
+	@$(PY) -m pdevis.loading.embedded
 
 install: $(READY) ## make the environment and install pdevis into it
 
@@ -39,7 +39,7 @@ test-all: $(READY_DEV) ## run all tests
 	@$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(PYTEST_ARGS)
 
 bench: model ## time the pieces of a round one by one (ARGS="..." for its flags)
-	@$(PY) tests/perf/bench_pieces.py $(ARGS)
+	@$(PY) tools/bench_pieces.py $(ARGS)
 
 lint: $(READY_DEV) ## check style and formatting
 	@$(PY) -m ruff check .

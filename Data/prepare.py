@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.tasks import BENCHMARKS, get_task
-from pdevis.benchmarks.tasks.sources import SOURCES, FetchError
+from pdevis.benchmarks.tasks.dataset_sources import SOURCES, FetchError
 from pdevis.cli import Parser, run_main
-from pdevis.values import one_line
+from pdevis.util.argtypes import one_line
 
 Item = dict[str, Any]
 

@@ -6,17 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pdevis.config import DecodeConfig, DecodeStats, DraftConfig, Generation, TokenEvent
     from pdevis.pair import SpeculativePair, load_pair
-    from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, Generation, TokenEvent
 
 _HOME = {
     "SpeculativePair": "pdevis.pair",
     "load_pair": "pdevis.pair",
-    "DecodeConfig": "pdevis.records",
-    "DecodeStats": "pdevis.records",
-    "DraftConfig": "pdevis.records",
-    "Generation": "pdevis.records",
-    "TokenEvent": "pdevis.records",
+    "DecodeConfig": "pdevis.config",
+    "DecodeStats": "pdevis.config",
+    "DraftConfig": "pdevis.config",
+    "Generation": "pdevis.config",
+    "TokenEvent": "pdevis.config",
 }
 __all__ = [
     "DecodeConfig",

@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from pdevis.config import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
 from pdevis.profile_flags import PROFILE_HELP, parse_with_profile, profile_argument
-from pdevis.records import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
-from pdevis.values import checked, gamma_value, nearest, one_line, positive
+from pdevis.util.argtypes import checked, gamma_value, nearest, one_line, positive
 
 DEFAULT_TARGET = "smollm2-135m"
 DEFAULT_DRAFTER = "self"

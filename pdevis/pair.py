@@ -14,20 +14,20 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
+from pdevis.config import DecodeConfig, DecodeStats, DraftConfig, Generation
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
+from pdevis.devices import use_all_cores
 from pdevis.drafting.drafter import Drafter, resolve_rule
-from pdevis.drafting.ranks import RankDrafter
-from pdevis.drafting.remote import RemoteDrafter, RemoteModel, start_drafter
-from pdevis.drafting.workers import Workers
-from pdevis.models.build import build_model, build_pair, compile_pair
-from pdevis.models.places import use_all_cores
+from pdevis.loading.build import build_model, build_pair, compile_pair
 from pdevis.models.stack import CausalLM, DecoderStack
+from pdevis.parallel.remote import RemoteDrafter, RemoteModel, start_drafter
+from pdevis.parallel.torchrun.torchrun_drafter import RankDrafter
+from pdevis.parallel.worker_pool import Workers
 from pdevis.profile import Profile, read_profile
-from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, Generation
 from pdevis.text import Prompt, Stream, check_ids, encode_prompt
 
 METHODS = ("speculative", "target", "drafter")

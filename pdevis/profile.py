@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import RoundCosts
-from pdevis.records import DecodeConfig, DraftConfig
 
 FORMAT, VERSION = "pdevis profile", 1
 LARGEST = 1 << 24  # bytes: anything larger is another kind of file

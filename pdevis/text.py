@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from pdevis.records import DecodeStats, TokenEvent
+from pdevis.config import DecodeStats, TokenEvent
 
 Message = dict[str, str]
 Prompt = str | list[Message] | list[int]

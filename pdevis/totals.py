@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 
-from pdevis.records import DecodeStats
+from pdevis.config import DecodeStats
 
 
 def sum_stats(parts: Iterable[DecodeStats]) -> DecodeStats:

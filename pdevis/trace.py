@@ -21,8 +21,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from pdevis.checks import check_flag, check_number, check_whole
-from pdevis.records import DecodeConfig
+from pdevis.config import DecodeConfig
+from pdevis.util.validation import check_flag, check_number, check_whole
 
 KIND, VERSION = "pdevis-trace", 1
 BAND = 16  # layers back; no group is longer

@@ -1,8 +1,4 @@
-"""Models for the tests: tiny random ones of every architecture, made here, and the embedded one. No network is needed.
-
-The tiny vocabulary is the 256 bytes and three special tokens, so that any text can be encoded; the models' vocabulary
-is padded beyond it, as real ones are.
-"""
+"""Fixtures of the whole suite: tiny random models (helpers/tiny_models.py) and the embedded model. No network."""
 
 from __future__ import annotations
 
@@ -14,85 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pdevis.models.catalog import ModelLoadError
-from pdevis.models.embedded import prepare
-
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-TOKENS = 256 + len(SPECIAL)
-PADDED = 264
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-EOS = TOKENS - 1  # <|im_end|>
-
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "qwen3_moe": {"head_dim": 16, **EXPERTS},
-    "qwen3_next": {
-        "head_dim": 16,
-        "shared_expert_intermediate_size": 32,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 16,
-        **EXPERTS,
-    },
-}
-
-
-def make_config(arch: str, layers: int, **changes: Any) -> Any:
-    settings = {
-        "vocab_size": PADDED,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.3,  # large, so that the most probable token varies from place to place
-        "bos_token_id": None,
-        "pad_token_id": None,
-        "eos_token_id": EOS,
-    }
-    return AutoConfig.for_model(arch, **(settings | ARCHITECTURES[arch] | changes))
-
-
-def make_model(
-    arch: str = "llama", seed: int = 0, layers: int = 4, dtype: torch.dtype = torch.float64, **changes: Any
-) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = make_config(arch, layers, **changes)
-        # The grouped kernels for experts know no float64.
-        options = {"experts_implementation": "eager"} if "num_experts" in ARCHITECTURES[arch] else {}
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
-    return model.to(dtype).eval()
-
-
-def make_tokenizer(special: tuple[str, ...] = SPECIAL, chat_template: str | None = CHAT_TEMPLATE) -> Any:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[-1])
-    wrapped.chat_template = chat_template
-    return wrapped
+from helpers.tiny_models import ARCHITECTURES, make_model, make_tokenizer
+from pdevis.loading.catalog import ModelLoadError
+from pdevis.loading.embedded import prepare
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pdevis.cli import (
     pair_arguments,
     run_main,
 )
-from pdevis.records import DecodeConfig, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 
 
 def make_parser(**devices: str) -> Parser:

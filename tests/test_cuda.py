@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pdevis.models.build import build_model
-from pdevis.models.loading import find_source, read_config, read_model
-from pdevis.models.plan import Plan
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.loading.build import build_model
+from pdevis.loading.checkpoint import find_source, read_config, read_model
+from pdevis.loading.load_spec import Plan
 from pdevis.pair import load_pair
-from pdevis.records import DecodeConfig, DraftConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

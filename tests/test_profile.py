@@ -8,13 +8,13 @@ import runpy
 from pathlib import Path
 
 import pytest
-from profile_helpers import SKIP, make_profile, save
 
+from helpers import ROOT
+from helpers.profiles import SKIP, make_profile, save
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, decode_config, pair_arguments
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.profile import read_profile
-from pdevis.records import DecodeConfig, DraftConfig
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = ["appInference.py", *(f"evaluation/{name}/evaluate_{name}.py" for name in ("mmlu", "specbench", "speed"))]
 
 

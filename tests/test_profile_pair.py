@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from profile_helpers import COSTS, SKIP, make_profile, save
 
+from helpers.profiles import COSTS, SKIP, make_profile, save
 from pdevis import DecodeConfig, DraftConfig, load_pair
 from pdevis.chat import render
 from pdevis.decoding.gamma import MOST

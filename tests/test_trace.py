@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from simulate_helpers import LAYERS, PAIR, SIZES, a_round, exact_pass, write_trace
 
+from helpers.traces import LAYERS, PAIR, SIZES, a_round, exact_pass, write_trace
+from pdevis.config import DraftConfig
 from pdevis.drafting.schedule import plan
-from pdevis.records import DraftConfig
-from pdevis.simulate.reading import read_trace
+from pdevis.simulate.trace_reader import read_trace
 from pdevis.trace import BAND, TraceWriter, band, full
 
 
@@ -154,6 +154,6 @@ def test_other_files(tmp_path):
 
 
 def test_needs_no_torch():
-    probe = "import sys, pdevis.trace, pdevis.simulate.reading; print('torch' in sys.modules)"
+    probe = "import sys, pdevis.trace, pdevis.simulate.trace_reader; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert run.stdout.strip() == "False", run.stderr

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdevis.benchmarks.ablation import ablation_parser, run_ablation
+from pdevis.benchmarks.ablation.ablation_run import ablation_parser, run_ablation
 from pdevis.cli import Parser, run_main
 
 

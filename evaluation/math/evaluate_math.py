@@ -25,8 +25,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdevis.benchmarks.evaluate import run_evaluation
-from pdevis.benchmarks.flags import evaluation_parser
+from pdevis.benchmarks.runs.evaluate import run_evaluation
+from pdevis.benchmarks.runs.evaluation_flags import evaluation_parser
 from pdevis.cli import Parser, run_main
 
 

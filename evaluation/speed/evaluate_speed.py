@@ -32,10 +32,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from pdevis.benchmarks.speed_devices import parse_layouts
+from pdevis.benchmarks.speed.speed_devices import parse_layouts
 from pdevis.cli import Parser, add_draft_flags, add_model_flags, draft_config, pair_arguments, run_main
-from pdevis.records import DecodeConfig, DraftConfig
-from pdevis.values import gamma_value, parse_value
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.util.argtypes import gamma_value, parse_value
 
 TRANSFORMERS = ("generate", "assisted", "assisted-fixed", "lookup", "draft-step")
 PARTS = ("speculative", *TRANSFORMERS, "llama.cpp")
@@ -132,7 +132,7 @@ def run(args: Namespace) -> int:
         raise ValueError(f"--gguf {args.gguf}: {'is a folder' if args.gguf.is_dir() else 'is not there'}")
     chosen, left_out = settings(args), without(args)
 
-    from pdevis.benchmarks.speed_prompts import builtin_prompts, specbench_prompts
+    from pdevis.util.prompts import builtin_prompts, specbench_prompts
 
     if args.specbench:
         names = [name.strip() for name in args.categories.split(",")] if args.categories else None
@@ -140,7 +140,7 @@ def run(args: Namespace) -> int:
     else:
         prompts = builtin_prompts(args.prompts)
 
-    from pdevis.benchmarks.speed_run import SpeedRun, run_speed
+    from pdevis.benchmarks.speed.speed_run import SpeedRun, run_speed
 
     return run_speed(SpeedRun(args, *chosen, prompts, left_out))
 

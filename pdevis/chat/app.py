@@ -21,8 +21,8 @@ from pdevis.chat import render
 from pdevis.chat.commands import COMMANDS, LeaveChat, dispatch, settings
 from pdevis.chat.session import ChatSession
 from pdevis.cli import Parser, decode_config, leads, pair_arguments
-from pdevis.places import cache_root
-from pdevis.values import nearest
+from pdevis.util.argtypes import nearest
+from pdevis.util.files import cache_root
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

@@ -14,8 +14,8 @@ from typing import Any
 
 from pdevis.chat import render, sweep
 from pdevis.chat.session import METHODS, ChatSession
-from pdevis.records import AUTO, MODES, DecodeConfig, DraftConfig
-from pdevis.values import gamma_value, nearest, parse_value
+from pdevis.config import AUTO, MODES, DecodeConfig, DraftConfig
+from pdevis.util.argtypes import gamma_value, nearest, parse_value
 
 
 class LeaveChat(Exception):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pdevis.chat import render
-from pdevis.records import DecodeConfig, DecodeStats, DraftConfig, TokenEvent
+from pdevis.config import DecodeConfig, DecodeStats, DraftConfig, TokenEvent
 from pdevis.totals import sum_stats
 
 if TYPE_CHECKING:

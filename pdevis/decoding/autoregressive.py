@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pdevis.decoding.rounds import Clock, Progress
+from pdevis.config import DecodeConfig, DecodeStats, Draft, TokenEvent
+from pdevis.decoding.progress import Clock, Progress
+from pdevis.decoding.sampling import Sampler
 from pdevis.decoding.verifier import Verifier
-from pdevis.records import DecodeConfig, DecodeStats, Draft, TokenEvent
-from pdevis.sampling import Sampler
 
 
 def autoregressive(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
-from pdevis.records import AUTO, DecodeConfig, Draft
+from pdevis.config import AUTO, DecodeConfig, Draft
 
 MOST = 16  # draft tokens of a round at most
 FIRST = 2  # draft tokens of the very first round, before anything is known

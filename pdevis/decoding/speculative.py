@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pdevis.config import DecodeConfig, DecodeStats, Draft, TokenEvent
 from pdevis.decoding.gamma import GammaPolicy, RoundTimes, gamma_policy
-from pdevis.decoding.rounds import Clock, Progress, Spent
+from pdevis.decoding.progress import Clock, Progress, Spent
+from pdevis.decoding.sampling import Sampler
 from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
-from pdevis.records import DecodeConfig, DecodeStats, Draft, TokenEvent
-from pdevis.sampling import Sampler
 
 
 def speculative(

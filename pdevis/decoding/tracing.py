@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from pdevis.models.weights import unsupported
-from pdevis.records import DecodeConfig, Draft
+from pdevis.config import DecodeConfig, Draft
+from pdevis.loading.weight_reader import unsupported
 from pdevis.trace import ExactPass, Sizes, TraceWriter, band
 
 

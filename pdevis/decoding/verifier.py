@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pdevis.config import Draft, Verdict
+from pdevis.decoding.sampling import Sampler, distribution, residual
 from pdevis.drafting.drafter import start_cache
 from pdevis.models.stack import CausalLM
-from pdevis.records import Draft, Verdict
-from pdevis.sampling import Sampler, distribution, residual
 
 
 class Verifier:

@@ -15,12 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pdevis.config import DecodeConfig, Draft, DraftConfig
+from pdevis.decoding.sampling import Sampler, distribution
 from pdevis.drafting.engine import DraftEngine, DraftStep, LaneExecutor, likeliest
+from pdevis.loading.load_spec import check_mode
 from pdevis.models.hf import HFCausalLM
-from pdevis.models.plan import check_mode
 from pdevis.models.stack import CausalLM, DecoderStack
-from pdevis.records import DecodeConfig, Draft, DraftConfig
-from pdevis.sampling import Sampler, distribution
 
 
 class Engine(Protocol):

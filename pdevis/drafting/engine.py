@@ -16,10 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pdevis.config import DraftConfig, TracedPass
 from pdevis.drafting.divergence import similarity, similarity_matrix
 from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan
 from pdevis.models.stack import CHUNK, DecoderStack, Step
-from pdevis.records import DraftConfig, TracedPass
 
 
 class OutputHead(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from pdevis.records import DraftConfig
+from pdevis.config import DraftConfig
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
 from pdevis.lm_eval.arguments import read_request, sort_settings
 from pdevis.lm_eval.scoring import Scorer
 from pdevis.lm_eval.stops import read_until
 from pdevis.pair import METHODS, SpeculativePair, load_pair
-from pdevis.records import DecodeConfig, DecodeStats, DraftConfig
 
 NAME = "pdevis"
 MAX_NEW_TOKENS = 256  # where neither the task nor the user sets a limit, as in lm_eval's own models

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.lm_eval.stops import split_stops
-from pdevis.records import DecodeConfig, DraftConfig
-from pdevis.values import nearest
+from pdevis.util.argtypes import nearest
 
 MODELS = (
     "drafter",

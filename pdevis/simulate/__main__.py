@@ -16,7 +16,7 @@ their own, above 1 for cores that share memory. Each sublayer step, a whole laye
 choice of the token end in an exchange of --link_us, on several devices. Layers that skip leaves out cost nothing.
 With --mlps rows, as between CPU cores, all devices work on each MLP: but for --repeated_share of it, which each of
 them repeats, it takes 1/N and two exchanges. A round's first forward reads all tokens confirmed since the last, where
-drafts are approximate; each but one adds --token_ms. tests/perf/bench_costs.py measures all these on CPU cores.
+drafts are approximate; each but one adds --token_ms. tools/bench_costs.py measures all these on CPU cores.
 
 A round takes its draft and its verification. With --overlap the next draft is made during the verification, behind one
 exact forward that guesses the target's token; where all was accepted and the guess was right (as recorded, else with
@@ -36,10 +36,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.flags import list_of, one_of
+from pdevis.benchmarks.runs.evaluation_flags import list_of, one_of
 from pdevis.cli import Parser, run_main
-from pdevis.records import DraftConfig
-from pdevis.values import checked, positive
+from pdevis.config import DraftConfig
+from pdevis.util.argtypes import checked, positive
 
 MODES = ("parallel", "skip", "exact")
 
@@ -114,12 +114,12 @@ def run(args: argparse.Namespace) -> None:
     """Read, simulate, print. Raises ValueError on user mistakes."""
     import json
 
-    from pdevis.benchmarks.summary_script import check_targets
-    from pdevis.benchmarks.summary_table import make_console
+    from pdevis.benchmarks.summary.summary_script import check_targets
+    from pdevis.benchmarks.summary.summary_table import make_console
     from pdevis.profile import read_profile
-    from pdevis.simulate.recorded import find_timing, read_traces
-    from pdevis.simulate.report import simulate
-    from pdevis.simulate.show import show_simulation
+    from pdevis.simulate.simulation import simulate
+    from pdevis.simulate.simulation_table import show_simulation
+    from pdevis.simulate.trace_selection import find_timing, read_traces
 
     for path in args.trace:
         check_targets(path, {"--plot": args.plot})
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     timing = find_timing(traces, args.draft_ms, args.target_ms, profile, args.token_ms)
     result = simulate(traces, timing, setup_of(args, traces))
     if args.plot is not None:
-        from pdevis.simulate.plot import draw_simulation
+        from pdevis.simulate.simulation_plot import draw_simulation
 
         draw_simulation(result, args.plot)
     if args.json:
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
 def setup_of(args: argparse.Namespace, traces: Sequence[Any]) -> Any:
     """The settings of the flags; thresholds that are not given are those of the traces."""
     from pdevis.simulate.costs import Machine
-    from pdevis.simulate.report import Setup
+    from pdevis.simulate.simulation import Setup
 
     names = ("attention_window", "mlp_window", "keep_first", "keep_last")
     draft = DraftConfig(mode=args.mode, **{name: getattr(args, name) for name in names})

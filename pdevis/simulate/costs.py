@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdevis.checks import check_number, check_whole
 from pdevis.drafting.schedule import Schedule
 from pdevis.trace import Sizes
+from pdevis.util.validation import check_number, check_whole
 
 AROUND = 2  # exchanges of a forward beside those of its layers: the head's parts, and the token that all embed next
 

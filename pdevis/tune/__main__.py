@@ -26,10 +26,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.flags import list_of, one_of
+from pdevis.benchmarks.runs.evaluation_flags import list_of, one_of
 from pdevis.cli import Parser, add_model_flags, run_main
-from pdevis.records import DraftConfig
-from pdevis.values import parse_value, positive
+from pdevis.config import DraftConfig
+from pdevis.util.argtypes import parse_value, positive
 
 MODES = ("exact", "skip", "parallel")
 DEFAULT_OUTPUT = Path("pdevis-profile.json")
@@ -75,7 +75,7 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pdevis.tune.run import run_tune  # torch takes seconds, and --help needs none of it
+    from pdevis.tune.tune_run import run_tune  # torch takes seconds, and --help needs none of it
 
     return run_tune(args)
 

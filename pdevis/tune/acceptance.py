@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.drafting.divergence import similarity
 from pdevis.drafting.drafter import Drafter
-from pdevis.records import DecodeConfig, DraftConfig
 from pdevis.tune.timing import now
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pdevis.benchmarks.summary_script import run_summary, summary_parser
+from pdevis.benchmarks.summary.summary_script import run_summary, summary_parser
 from pdevis.cli import Parser, run_main
 
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdevis.benchmarks.summary_script import run_summary, summary_parser
+from pdevis.benchmarks.summary.summary_script import run_summary, summary_parser
 from pdevis.cli import Parser, run_main
 
 

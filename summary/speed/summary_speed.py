@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdevis.benchmarks.speed_summary import run_speed_summary
+from pdevis.benchmarks.speed.speed_summary import run_speed_summary
 from pdevis.cli import Parser, run_main
 
 

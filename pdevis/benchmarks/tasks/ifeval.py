@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.tasks.loading import Item, load_items, present, shortened, text, texts
+from pdevis.benchmarks.tasks.items import Item, load_items, present, shortened, text, texts
 from pdevis.benchmarks.tasks.punkt import prepare_punkt
 
 _RELATIONS = ("less than", "at least")

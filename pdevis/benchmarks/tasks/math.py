@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.tasks.loading import Item, load_items, present, shortened, text
+from pdevis.benchmarks.tasks.items import Item, load_items, present, shortened, text
 
 INSTRUCTION = "Reason step by step, and put the final answer into \\boxed{}."
 UNSPECIFIED = "unspecified"

@@ -12,8 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.tasks.loading import Item, load_items, one_of, present, shortened, text
-from pdevis.benchmarks.tasks.numerals import find_numbers, plain, to_number
+from pdevis.benchmarks.tasks.items import Item, load_items, one_of, present, shortened, text
+from pdevis.benchmarks.tasks.numbers import find_numbers, plain, to_number
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.tasks.loading import Item, load_items, one_of, text
+from pdevis.benchmarks.tasks.items import Item, load_items, one_of, text
 
 OPTIONS = ("A", "B", "C", "D")
 

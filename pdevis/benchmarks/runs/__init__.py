@@ -1,0 +1,1 @@
+"""Evaluation runs: specification, loop, journal, result files."""

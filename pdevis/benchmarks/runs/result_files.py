@@ -1,0 +1,187 @@
+"""Result files: what an entry holds, and how files of entries are written and read.
+
+One entry per question: the task's own keys, then one block per method, or "error" where the question failed. A value
+that does not exist is None, never 0. Seconds and counts are stored; a summary adds them up and divides at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pdevis.config import DecodeStats, Generation
+from pdevis.totals import sum_stats
+
+METHODS = ("target", "drafter", "speculative")  # in the order in which they run
+ARRAY_KEYS = {"target": "target_only", "drafter": "drafter_only", "speculative": "speculative"}
+LINES_KEYS = {"target": "target", "drafter": "draft", "speculative": "speculative"}
+LINES = ("specbench",)  # benchmarks whose results are JSON lines
+# keys that only one benchmark's entries have; wmt and math need the meta file to be told apart
+OWN_KEYS = {"subject": "mmlu", "language": "mgsm", "instruction_id_list": "ifeval", "prompt_text": "specbench"}
+
+
+def METHOD_KEYS(benchmark: str) -> dict[str, str]:
+    """The name of each method's block in the result files of a benchmark."""
+    return LINES_KEYS if benchmark in LINES else ARRAY_KEYS
+
+
+def make_block(stats: DecodeStats, text: str, ids: list[int]) -> dict[str, Any]:
+    """One method's result: `seconds` are decode seconds, prefill apart; `tokens_generated` counts ids, EOS included."""
+    block = {
+        "output_text": text,
+        "tokens_generated": stats.new_tokens,
+        "seconds": stats.decode_seconds,
+        "throughput_toks_per_sec": stats.tokens_per_second,
+        "mean_skip": stats.mean_skip,
+        "prefill_seconds": stats.prefill_seconds,
+        "prompt_tokens": stats.prompt_tokens,
+        "stop_reason": stats.stop_reason,
+        "token_ids": ids,
+    }
+    if stats.method == "speculative":
+        block |= {
+            "acceptance_rate": stats.acceptance_rate,
+            "accept_lengths": stats.accept_lengths,
+            "spec_target_model_calls_reported": stats.rounds,
+            "draft_seconds": stats.draft_seconds,
+            "verify_seconds": stats.verify_seconds,
+            "drafted": stats.drafted,
+            "accepted": stats.accepted,
+            "draft_steps": stats.draft_steps,
+            "serial_depth": stats.serial_depth,
+            "mode": stats.mode,
+        }
+    return block
+
+
+def blocks_of(turns: Sequence[Generation]) -> dict[str, Any]:
+    """The block of a question of several turns: their sums, texts and ids joined, and "turns" with each one's own."""
+    text = "\n\n".join(turn.text for turn in turns)
+    total = make_block(sum_stats([turn.stats for turn in turns]), text, [token for turn in turns for token in turn.ids])
+    return total | {"turns": [make_block(turn.stats, turn.text, turn.ids) for turn in turns]}
+
+
+def encode_json(value: Any) -> bytes:
+    """One line of JSON in UTF-8. Half surrogate pairs, which UTF-8 cannot hold, stay JSON escapes."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: to a neighbour first, which then takes the file's place."""
+    path = path.resolve()  # a link stays a link
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with neighbour.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        neighbour.replace(path)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+def encode_results(benchmark: str, entries: Sequence[dict[str, Any]]) -> bytes:
+    """The text of a result file: JSON lines for SpecBench, a JSON array (an entry per line) for the others."""
+    lines = [encode_json(entry) for entry in entries]
+    if benchmark in LINES:
+        return b"".join(line + b"\n" for line in lines)
+    return b"[\n" + b",\n".join(lines) + b"\n]\n"
+
+
+def meta_path(path: Path) -> Path:
+    return path.with_name(path.name + ".meta.json")
+
+
+def read_meta(path: Path) -> dict[str, Any] | None:
+    """What is known about the run that wrote the results at `path`; None where its meta file is missing.
+
+    Raises:
+        ValueError: for a meta file that is broken, naming it.
+    """
+    path = meta_path(Path(path))
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: must be JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path}: must be a JSON object")
+    return meta
+
+
+def read_results(path: Path, benchmark: str | None = None) -> list[dict[str, Any]]:
+    """The entries of a result file, a JSON array or JSON lines.
+
+    Args:
+        path: what an evaluate script wrote.
+        benchmark: whose results they must be; None: any.
+
+    Raises:
+        ValueError: for a file that cannot be read, is no result file, or belongs to another benchmark; names the file,
+            and line or item.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
+    places = _parse(path, text)
+    if not places:
+        raise ValueError(f"{path}: holds no results")
+    for place, entry in places:
+        _check_entry(f"{path}: {place}", entry)
+    entries = [entry for _, entry in places]
+    if benchmark is not None:
+        _check_benchmark(path, entries, benchmark)
+    return entries
+
+
+def _parse(path: Path, text: str) -> list[tuple[str, Any]]:
+    """(place, value) of every element."""
+    if text.lstrip().startswith("["):
+        try:
+            return [(f"item {number}", value) for number, value in enumerate(json.loads(text), 1)]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {error.lineno}: must be JSON: {error.msg}") from None
+    if text.startswith("{\n"):
+        raise ValueError(f"{path}: must be a JSON array or JSON lines: this is one object, as an ablation writes it")
+    values = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                values.append((f"line {number}", json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}: line {number}: must be JSON: {error.msg}") from None
+    return values
+
+
+def _check_entry(place: str, entry: Any) -> None:
+    if isinstance(entry, dict) and "header" in entry:
+        raise ValueError(f"{place}: this is the journal of an unfinished run: finish it with --resume")
+    if not isinstance(entry, dict) or "question_id" not in entry:
+        raise ValueError(f"{place}: must be an object with question_id: not a result of an evaluate script")
+    if isinstance(entry.get("error"), str):
+        return
+    blocks = [entry[key] for key in {*ARRAY_KEYS.values(), *LINES_KEYS.values()} if key in entry]
+    if not blocks:
+        raise ValueError(f"{place}: must have 'error' or a block of {', '.join(METHODS)}: not a result file")
+    if not all(isinstance(block, dict) and "output_text" in block for block in blocks):
+        raise ValueError(f"{place}: every method's block must be an object with output_text")
+
+
+def _check_benchmark(path: Path, entries: list[dict[str, Any]], benchmark: str) -> None:
+    meta = read_meta(path) or {}
+    found = meta.get("benchmark") or next((OWN_KEYS[key] for key in OWN_KEYS if key in entries[0]), None)
+    expects_lines = benchmark in LINES
+    blocks = {key for entry in entries for key in entry}
+    wrong_keys = bool(blocks & ({"target_only", "drafter_only"} if expects_lines else {"target", "draft"}))
+    if (found or benchmark) != benchmark or wrong_keys or (found is None and benchmark in OWN_KEYS.values()):
+        raise ValueError(f"{path}: these are results of {found or 'another benchmark'}, not of {benchmark}")

@@ -1,0 +1,1 @@
+"""Speed comparisons: decoders, baselines, runs, tables, plots."""

@@ -1,0 +1,116 @@
+"""What a summary works on: the questions of one run, each with its methods' blocks and scores. No model is loaded.
+
+run = load_run(Path("results/wmt.json"), "wmt")     # or the journal of an unfinished run, *.partial.jsonl
+questions = read_questions(run, get_task("wmt"))
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdevis.benchmarks.runs.journal import SUFFIX, find_journals, journal_path, read_journals
+from pdevis.benchmarks.runs.result_files import METHOD_KEYS, read_meta, read_results
+
+if TYPE_CHECKING:
+    from pdevis.benchmarks.tasks import Task
+
+
+@dataclass
+class Run:
+    """The entries of one result file. `partial`: it is the journal of a run that has not finished."""
+
+    path: Path
+    benchmark: str
+    entries: list[dict[str, Any]]
+    meta: dict[str, Any]
+    partial: bool = False
+
+    @property
+    def errors(self) -> Counter[str]:
+        """How often each error message occurs."""
+        return Counter(entry["error"] for entry in self.entries if isinstance(entry.get("error"), str))
+
+
+@dataclass
+class Question:
+    """One question that did not fail: blocks and scores of the methods that answered it."""
+
+    entry: dict[str, Any]
+    blocks: dict[str, dict[str, Any]]
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def turns(self) -> int:
+        return max(len(block.get("turns") or [block]) for block in self.blocks.values())
+
+
+def output_of(journal: Path) -> Path | None:
+    """The result file that a journal belongs to; None where the path is no journal's."""
+    if not journal.name.endswith(SUFFIX):
+        return None
+    output = journal.with_name(journal.name.removesuffix(SUFFIX))
+    first = output.with_name(re.sub(r"\.\d+$", "", output.name))  # of another process than the first
+    return first if journal in find_journals(first) else output
+
+
+def load_run(path: Path, benchmark: str) -> Run:
+    """Read the results of `benchmark` at `path`, or the journals of an unfinished run where `path` names one.
+
+    Raises:
+        ValueError: for a file that is missing, broken, or another benchmark's; on one line, naming file and place.
+    """
+    output = output_of(path)
+    if output is not None:
+        return _load_journals(path, output, benchmark)
+    if not path.exists() and journal_path(path).exists():
+        raise ValueError(f"{path}: not there, the run has not finished; for what it has done: {journal_path(path)}")
+    entries = read_results(path, benchmark)
+    return Run(path, benchmark, entries, read_meta(path) or {})
+
+
+def _load_journals(path: Path, output: Path, benchmark: str) -> Run:
+    paths = find_journals(output) or [path]
+    found = read_journals(paths)
+    if not found:
+        raise ValueError(f"{path}: holds no results yet")
+    header = found[0].header or {}
+    if header.get("kind") == "ablation":
+        raise ValueError(f"{path}: this is the journal of an ablation: summary_ablation.py reads it")
+    if header.get("benchmark") != benchmark:
+        name = header.get("benchmark") or "another benchmark"
+        raise ValueError(f"{path}: this is the journal of a run of {name}, not of {benchmark}")
+    units = {index: entry for each in found for index, entry in each.entries.items()}
+    if not units:
+        raise ValueError(f"{path}: holds no results yet")
+    return Run(path, benchmark, [units[index] for index in sorted(units)], header, partial=True)
+
+
+def read_questions(run: Run, task: Task | None) -> list[Question]:
+    """The questions that did not fail, scored by `task` (None: not scored).
+
+    Raises:
+        ValueError: for an entry that the task cannot score, naming the question.
+    """
+    keys = METHOD_KEYS(run.benchmark)
+    questions = []
+    for entry in run.entries:
+        blocks = {method: entry[key] for method, key in keys.items() if isinstance(entry.get(key), dict)}
+        if isinstance(entry.get("error"), str) or not blocks:
+            continue
+        question = Question(entry, blocks)
+        for method, block in blocks.items():
+            question.scores[method] = _score(run, task, entry, block) if task else {}
+        questions.append(question)
+    return questions
+
+
+def _score(run: Run, task: Task, entry: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return task.score(entry, block["output_text"])
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        place = f"{run.path}: question {entry.get('question_id')!r}"
+        raise ValueError(f"{place}: cannot be scored as {run.benchmark}: {type(error).__name__} {error}") from None

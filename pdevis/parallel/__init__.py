@@ -1,0 +1,1 @@
+"""Drafters that run in worker processes: collectives, shared memory, worker pool, remote drafter."""

@@ -1,0 +1,113 @@
+"""The main process's view of a drafter that runs elsewhere: as a model, and as a `Drafter`.
+
+Shapes: T = tokens of this call, V = vocabulary, G = draft tokens of a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pdevis.config import RANKS, DecodeConfig, Draft, DraftConfig
+from pdevis.loading.build import Built
+from pdevis.loading.load_spec import Plan
+from pdevis.models.stack import CausalLM
+from pdevis.parallel.torchrun.torchrun_drafter import RankDrafter
+from pdevis.parallel.worker_pool import WorkerError, Workers
+
+
+class RemoteModel:
+    """The drafter as a `CausalLM`: for decoding with it alone. Its logits come to the CPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, workers: Workers | RankDrafter) -> None:
+        self.workers = workers
+        self.vocab_size = workers.ready.vocab_size
+        self.context_length = workers.ready.context_length
+        self.tokens: list[int] = []
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self._length += len(ids)
+        return torch.from_numpy(self.workers.call("forward", ids.tolist()))
+
+    def prefill(self, ids: Tensor) -> None:
+        self.workers.call("prefill", ids.tolist())
+        self._length += len(ids)
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self._length or length == 0, f"rewind to {length} of {self._length} tokens"
+        if self.workers.alive:  # else there is nothing to rewind, and whoever asks next is told
+            self.workers.send("rewind", length)
+        self._length = length
+
+    def forget(self) -> None:
+        """What the cache holds is the `RemoteDrafter`'s business from now on."""
+        self._length, self.tokens = 0, []
+
+
+class RemoteDrafter:
+    """A `Drafter` whose work is done by `Workers`; the main process sends it what the target has confirmed."""
+
+    def __init__(
+        self, workers: Workers | RankDrafter, config: DraftConfig, model: RemoteModel, traced: bool = False
+    ) -> None:
+        self.workers = workers
+        self.concurrent = workers.concurrent
+        self.config = config
+        self.model = model
+        workers.send("configure", config, traced)
+        self._told = 0  # confirmed tokens that the workers know
+
+    def start(self, prompt: list[int], config: DecodeConfig) -> None:
+        """As `Drafter.start`, but does not wait: the drafter reads the prompt while the target does."""
+        self.model.forget()
+        self.workers.send("start", list(prompt), config)
+        self._told = len(prompt)
+
+    def draft(
+        self, confirmed: list[int], gamma: int, goes_on: Callable[[float], bool] | None = None, room: int = 0
+    ) -> Draft:
+        """As `Drafter.draft`. `room`: draft tokens that fit into this and the next round; 0: do not draft ahead."""
+        draft = self.workers.call("draft", self._news(confirmed), gamma, goes_on, room)
+        return draft if draft.probs is None else replace(draft, probs=torch.from_numpy(draft.probs))
+
+    def settle(self, confirmed: list[int]) -> None:
+        """The next message says what was confirmed."""
+
+    def finish(self, confirmed: list[int]) -> None:
+        if self.workers.alive:
+            with suppress(WorkerError):  # the target's cache is to be rewound too; whoever drafts next is told
+                self.workers.send("finish", self._news(confirmed))
+
+    def _news(self, confirmed: list[int]) -> list[int]:
+        news = confirmed[self._told :]
+        self._told = len(confirmed)
+        return news
+
+
+def start_drafter(built: Built, compile: bool, say: Callable[[str], None]) -> CausalLM | Workers | RankDrafter:
+    """The drafter of a pair, started where it is to run.
+
+    On the ranks of torchrun but the first this does not return: they help until the first is done.
+    """
+    model: CausalLM | Workers | RankDrafter | Plan = built.drafter
+    where = built.labels["draft_device"]
+    if isinstance(model, Plan) and where == RANKS:
+        model = RankDrafter(built.channel, model, built.target.vocab_size)
+    if built.channel and built.channel.ranks.rank > 0:
+        built.channel.follow()
+        raise SystemExit(0)
+    if isinstance(model, Plan):
+        say(f"starting the drafter, {model.name} ({model.precision} on {where})")
+        model = Workers(model, built.draft_places, built.target.vocab_size, compile=compile)
+    return model

@@ -1,0 +1,1 @@
+"""Targets and drafters on the processes that torchrun has started."""

@@ -1,0 +1,46 @@
+"""A drafter on the ranks that torchrun has started: its lanes use the processes and devices of the target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pdevis.loading.build import build_model
+from pdevis.loading.load_spec import Plan
+from pdevis.loading.shard_spec import Share
+from pdevis.loading.weight_reader import unsupported
+from pdevis.parallel.collectives import ProcessGroup
+from pdevis.parallel.draft_service import DraftService
+from pdevis.parallel.torchrun.process_group import RankChannel
+from pdevis.parallel.worker_process import Ready
+
+
+class RankDrafter:
+    """What `Workers` are, on ranks; to be made on every one of them. Each call is done together before it returns."""
+
+    concurrent = False
+    cut = False
+
+    def __init__(self, channel: RankChannel, plan: Plan, target_vocab: int) -> None:
+        ranks = channel.ranks
+        self.plan = plan
+        self.reachable = not unsupported(plan.config)
+        share = Share(ranks.rank, ranks.size) if self.reachable else Share()
+        self.devices = share.size
+        model = build_model(plan, share)
+        self.ready = Ready(model.vocab_size, model.context_length)
+        service = DraftService(model, ProcessGroup(ranks.rank, ranks.size, lambda: None), target_vocab, plan.head_rows)
+        self._channel = channel
+        channel.register("drafter", service.obey)
+
+    @property
+    def alive(self) -> bool:
+        return self._channel.alive
+
+    def send(self, operation: str, *arguments: Any) -> None:
+        self._channel.call("drafter", operation, *arguments)
+
+    def call(self, operation: str, *arguments: Any) -> Any:
+        return self._channel.call("drafter", operation, *arguments)
+
+    def close(self) -> None:
+        self._channel.close()

@@ -1,0 +1,1 @@
+"""Helpers without knowledge of models: validation, files, consoles, plots, argument types."""

@@ -1,0 +1,202 @@
+"""Journals, and what becomes of files that are already there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdevis.benchmarks.runs import journal as journals
+from pdevis.benchmarks.runs.journal import Journal, find_journals, journal_path, read_journals
+from pdevis.benchmarks.runs.output import Output, check_same_pair
+from pdevis.benchmarks.runs.result_files import meta_path
+
+HEADER: dict[str, Any] = {"benchmark": "mmlu", "settings": {"gamma": 4, "k": None}, "versions": {"torch": "2"}}
+
+
+def write(output: Path, entries: int, rank: int = 0, header: dict[str, Any] = HEADER) -> Path:
+    with Journal(journal_path(output, rank), header) as journal:
+        for index in range(entries):
+            journal.add(2 * index + rank, {"question_id": index, "text": "zwölf\n"})
+    return journal.path
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out.json"
+
+
+def test_a_journal_holds_what_was_added(output: Path) -> None:
+    path = write(output, 2)
+    assert path.name == "out.json.partial.jsonl"
+    with Journal(path, {"other": 1}) as journal:
+        journal.begin({"started": "now"})
+        assert journal.units == 2
+        journal.add(1, {"half": "\ud800"})
+    (found,) = read_journals([path])
+    assert found.header == HEADER
+    assert found.runs == [{"started": "now"}]
+    assert sorted(found.entries) == [0, 1, 2]
+    assert found.entries[1] == {"half": "\ud800"}
+    assert len(path.read_bytes().split(b"\n")) == 6
+
+
+def test_each_line_is_on_the_disk_before_the_next(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(journals.os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    path = write(output, 2)
+    assert len(synced) == 3
+    assert synced[-1] == path.stat().st_size
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_torn_last_line_is_dropped(output: Path, cut: int) -> None:
+    path = write(output, 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    assert sorted(read_journals([path])[0].entries) == [0, 2]
+    with Journal(path, HEADER) as journal:
+        journal.add(4, {"question_id": 2, "text": "zwölf\n"})
+    assert path.read_bytes() == whole
+
+
+def test_a_torn_header_or_an_empty_file_is_no_journal_yet(output: Path) -> None:
+    path = write(output, 0)
+    for data in (path.read_bytes()[:-9], b""):
+        path.write_bytes(data)
+        assert read_journals([path]) == []
+        with Journal(path, HEADER):
+            pass
+        assert read_journals([path])[0].header == HEADER
+
+
+@pytest.mark.parametrize("line", [b"{broken\n", b'{"index": "x"}\n', b"[]\n", b'{"entry": {}}\n'])
+def test_a_broken_line_in_the_middle_is_named(output: Path, line: bytes) -> None:
+    path = write(output, 2)
+    first, second, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, line, second, *rest]))
+    with pytest.raises(ValueError, match=r"out.json.partial.jsonl: line 2 is broken"):
+        read_journals([path])
+
+
+def test_a_foreign_file_is_left_alone(output: Path) -> None:
+    path = journal_path(output)
+    path.write_text('{"mine": 1}\n')
+    with pytest.raises(ValueError, match="line 1 is broken"):
+        Journal(path, HEADER)
+    assert path.read_text() == '{"mine": 1}\n'
+
+
+def test_a_full_disk_costs_the_unit_in_work_only(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+
+    def full(number: int, data: bytes) -> int:
+        if b'"index": 4' in data:
+            real(number, data[:7])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(number, data)
+
+    monkeypatch.setattr(journals.os, "write", full)
+    with pytest.raises(OSError, match=r"No space left on device; its 2 finished items are kept: .*--resume"):
+        write(output, 3)
+    (found,) = read_journals(find_journals(output))
+    assert sorted(found.entries) == [0, 2]
+    assert journal_path(output).read_bytes().endswith(b"}}\n")
+
+
+def test_journals_of_all_processes_are_found_and_no_others(output: Path) -> None:
+    expected = [write(output, 1), write(output, 1, rank=1), write(output, 1, rank=12)]
+    write(output.with_name("out.json.bak.json"), 1)
+    output.with_name("out.json.x.partial.jsonl").touch()
+    assert sorted(find_journals(output)) == sorted(expected)
+    assert find_journals(output.parent / "nowhere" / "x.json") == []
+
+
+def earlier(output: Path, header: dict[str, Any] = HEADER, **flags: bool) -> Any:
+    return Output(output).earlier(header, flags.get("resume", False), flags.get("overwrite", False))
+
+
+def test_nothing_there_starts_afresh(output: Path) -> None:
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        found = earlier(output, **flags)
+        assert (found.header, found.entries, found.complete) == (None, {}, None)
+
+
+def test_an_unfinished_run_is_continued_or_refused(output: Path) -> None:
+    write(output, 2)
+    write(output, 1, rank=1)
+    with pytest.raises(ValueError, match=r"holds 3 finished items .*--resume continues it, --overwrite starts over"):
+        earlier(output)
+    assert sorted(earlier(output, resume=True).entries) == [0, 1, 2]
+    assert earlier(output, overwrite=True).entries == {}
+    assert len(find_journals(output)) == 2
+
+
+def test_other_settings_are_named(output: Path) -> None:
+    write(output, 1)
+    changed = {**HEADER, "settings": {"gamma": 6, "k": 3}, "versions": {"torch": "3"}}
+    with pytest.raises(ValueError, match=r"gamma 6, there 4; k 3, there None; torch 3, there 2"):
+        earlier(output, changed, resume=True)
+    with pytest.raises(ValueError, match=r"settings: benchmark wmt, there mmlu$"):
+        earlier(output, {**changed, "benchmark": "wmt"}, resume=True)
+
+
+def test_a_pair_that_auto_made_different_is_named(output: Path) -> None:
+    there = {"target_device": "cuda:0", "mode": "exact"}
+    check_same_pair({"target_device": "cuda:3", "mode": "exact"}, there, output)
+    with pytest.raises(ValueError, match=r"mode skip, there exact; target_device cpu, there cuda"):
+        check_same_pair({"target_device": "cpu", "mode": "skip"}, there, output)
+
+
+def test_a_finished_run_is_never_replaced_by_accident(output: Path) -> None:
+    output.write_text("[]")
+    with pytest.raises(ValueError, match="is there already: --overwrite replaces it"):
+        earlier(output)
+    with pytest.raises(ValueError, match=r"without its out.json.meta.json: --overwrite"):
+        earlier(output, resume=True)
+    meta_path(output).write_text(json.dumps(HEADER | {"units": 3}))
+    assert earlier(output, resume=True).complete["units"] == 3
+    with pytest.raises(ValueError, match="gamma 5, there 4"):
+        earlier(output, {**HEADER, "settings": {"gamma": 5, "k": None}}, resume=True)
+    assert output.read_text() == "[]"
+
+
+def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "data.json"
+    file.write_text("[]")
+
+    def refuse(path: Path, inputs: tuple[Path, ...] = ()) -> str:
+        with pytest.raises((ValueError, OSError)) as caught:
+            Output(path).check_writable(inputs)
+        return str(caught.value)
+
+    assert refuse(tmp_path).endswith("is a folder; name a file in it")
+    assert refuse(tmp_path / "no" / "x.json").endswith(f"the folder {tmp_path / 'no'} does not exist; make it first")
+    assert "is a file; make it first" in refuse(file / "x.json")
+    assert "which would be overwritten" in refuse(file, (file,))
+    assert "is not a regular file" in refuse(Path("/dev/null"))
+    Output(tmp_path / "x.json").check_writable((file, tmp_path / "missing"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json"]
+
+    def deny(self: Path, data: bytes) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", deny)
+    assert f"the folder {tmp_path} cannot be written to: Permission denied" in refuse(tmp_path / "x.json")
+
+
+def test_a_write_that_fails_leaves_the_old_file(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output.write_text("old")
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"out.json: cannot be written: No space left .* all 7 finished items are kept"):
+        Output(output).write(b"new", {}, 7)
+    assert output.read_text() == "old"
+    assert [path.name for path in output.parent.iterdir()] == ["out.json"]

@@ -1,0 +1,174 @@
+"""γ = auto: the cost model, the stopping rule, falling back to plain decoding, and what it leaves unchanged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.decoding import GREEDY, NEW, PROMPT, plain, stack_of
+from pdevis.config import DecodeConfig, DecodeStats, Draft, DraftConfig
+from pdevis.decoding.gamma import MOST, AutoGamma, FixedGamma, RoundCosts, RoundTimes, gamma_policy
+from pdevis.decoding.speculative import speculative
+from pdevis.decoding.verifier import Verifier
+from pdevis.drafting.drafter import Drafter
+
+AUTO_GREEDY = DecodeConfig(max_new_tokens=NEW, gamma="auto", eos_ids=())
+FLAT = {1: 1.0, 2: 1.0, 17: 1.0}
+
+
+def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: float = 1.0, confidence: float = 0.8):
+    """Rounds in which a share `alpha` of the positions is accepted, at these costs; returns the draft lengths."""
+    lengths, debt = [], 0.0
+    for _ in range(rounds):
+        most, drafted, seen = policy.open(MOST), 0, []
+        while drafted < most:
+            drafted += 1
+            if drafted < most:
+                seen.append(confidence)
+                if not policy.rule.goes_on(confidence):
+                    break
+        accepted = 0
+        while accepted < drafted:
+            debt += 1 - alpha
+            if debt >= 1:
+                debt -= 1
+                break
+            accepted += 1
+        made = Draft([0] * drafted, steps=drafted, confidences=seen)
+        policy.close(made, accepted, RoundTimes(drafted * draft, verify))
+        lengths.append(drafted)
+    return lengths
+
+
+def test_expected_tokens_and_rate_are_the_formula():
+    costs = RoundCosts(0.25, FLAT, [0.5])
+    assert costs.expected_tokens(3) == pytest.approx((1 - 0.5**4) / (1 - 0.5))
+    assert costs.rate(3) == pytest.approx(1.875 / 1.75)
+    assert costs.rate(0) == 1
+    assert RoundCosts(0.25, FLAT, [0.9, 0.1]).expected_tokens(2) == pytest.approx(1 + 0.9 + 0.09)
+
+
+def test_verification_between_measured_widths_is_interpolated():
+    costs = RoundCosts(0.1, {1: 1.0, 5: 2.0}, [0.5])
+    assert [costs.verify(k) for k in (1, 3, 5, 9)] == pytest.approx([1, 1.5, 2, 2])
+    assert RoundCosts(0.1, {3: 1.5}, [0.5]).verify(1) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("draft", "acceptance", "gamma"), [(1.0, 0.5, 0), (0.3, 0.2, 0), (0.05, 0.5, 3), (0.001, 0.99, MOST)]
+)
+def test_best_gamma_depends_on_cost_and_acceptance(draft, acceptance, gamma):
+    assert RoundCosts(draft, FLAT, [acceptance]).best_gamma() == gamma
+
+
+def test_cheap_and_good_drafts_become_long():
+    assert min(teach(AutoGamma(), 200, alpha=0.95, draft=0.02, confidence=0.95)[-50:]) >= 6
+
+
+def test_dear_drafts_stay_short():
+    assert 1 <= max(teach(AutoGamma(), 200, alpha=0.8, draft=0.4)[-50:]) <= 3
+
+
+def test_drafting_that_does_not_pay_is_left_alone_but_for_rare_trials():
+    lengths = teach(AutoGamma(), 600, alpha=0.2, draft=0.9)
+    late = lengths[200:]
+    assert late.count(0) > 0.95 * len(late)
+    seconds = sum(1 + 0.9 * length for length in lengths)
+    tokens = sum(1 + 0.2 * length for length in lengths)
+    assert seconds / tokens < 1.03, "never slower than plain decoding by more than 3 %"
+
+
+def test_a_dear_prompt_keeps_trials_away_for_longer():
+    cheap, dear = AutoGamma(), AutoGamma()
+    for policy, start in ((cheap, 0.0), (dear, 50.0)):
+        teach(policy, 1, alpha=0.2, draft=0.9)
+        teach(policy, 1, alpha=0.2, draft=0.9)
+        while policy.open(MOST) == 0:
+            policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
+        policy.close(Draft([0, 0], steps=2), 0, RoundTimes(1.8, 1.0, start))
+    waits = [0, 0]
+    for i, policy in enumerate((cheap, dear)):
+        while policy.open(MOST) == 0:
+            waits[i] += 1
+            policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
+    assert waits[1] > 50 / 0.015 > waits[0]
+
+
+def test_speculation_comes_back_when_it_pays_again():
+    policy = AutoGamma()
+    teach(policy, 100, alpha=0.1, draft=0.9)
+    assert policy.open(MOST) == 0
+    assert policy.falls_back
+    policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
+    assert teach(policy, 3000, alpha=0.95, draft=0.05, confidence=0.95)[-1] >= 3
+
+
+def test_a_draft_ends_where_the_drafter_is_not_sure():
+    policy = AutoGamma(RoundCosts(0.1, FLAT, [0.8]))
+    assert policy.open(MOST) == MOST
+    assert policy.rule.goes_on(0.99)
+    assert not policy.rule.goes_on(0.02)
+
+
+def test_a_profile_spares_the_first_rounds():
+    assert AutoGamma().open(MOST) == 2
+    assert AutoGamma(RoundCosts(0.01, FLAT, [0.9])).open(MOST) == MOST
+    assert AutoGamma(RoundCosts(0.9, FLAT, [0.1])).open(MOST) == 2, "one trial, then plain"
+
+
+def test_the_settings_choose_the_policy():
+    assert isinstance(gamma_policy(GREEDY), FixedGamma)
+    kept = AutoGamma()
+    assert gamma_policy(AUTO_GREEDY, kept) is kept
+    assert gamma_policy(GREEDY).open(2) == 2
+
+
+@pytest.mark.parametrize("mode", ["exact", "skip"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_greedy_text_is_the_targets_own(tiny_model, mode, seed):
+    """seed 0: the drafter is the target, always right; seed 1: another model, hardly ever."""
+    target = stack_of(tiny_model("llama", seed=0))
+    drafter = Drafter(stack_of(tiny_model("llama", seed=seed)), DraftConfig(mode=mode, threshold=0.5), 264)
+    wanted = plain(target)
+    policy = AutoGamma()
+    for _ in range(3):  # what it learns goes into the next generation
+        stats = DecodeStats()
+        made = [event.id for event in speculative(Verifier(target), drafter, PROMPT, AUTO_GREEDY, stats, policy)]
+        assert made == wanted
+        assert len(stats.draft_lengths) == stats.rounds
+        assert sum(stats.draft_lengths) == stats.drafted
+        assert stats.fallback_rounds <= stats.draft_lengths.count(0)
+    assert stats.drafted < stats.rounds * MOST
+
+
+def test_the_drafter_reads_no_prompt_while_drafting_does_not_pay(tiny_model):
+    target = stack_of(tiny_model("llama", seed=0))
+    drafter = Drafter(stack_of(tiny_model("llama", seed=1)), DraftConfig(mode="exact"), 264)
+    policy = AutoGamma()
+    teach(policy, 50, alpha=0.0, draft=0.9)
+    stats = DecodeStats()
+    short = DecodeConfig(max_new_tokens=4, gamma="auto", eos_ids=())
+    assert [e.id for e in speculative(Verifier(target), drafter, PROMPT, short, stats, policy)] == plain(target)[:4]
+    assert stats.fallback_rounds == stats.rounds - 1, "the last round has no room for a draft"
+    assert drafter.model.length == 0
+
+
+def test_sampled_text_keeps_the_targets_distribution(tiny_model):
+    """The first two sampled tokens over many seeds against the exact distribution (total variation)."""
+    target = stack_of(tiny_model("llama", seed=0, vocab_size=16, layers=2))
+    drafter = Drafter(stack_of(tiny_model("llama", seed=1, vocab_size=16, layers=2)), DraftConfig(mode="exact"), 16)
+    prompt, policy, count = [3, 1, 4], AutoGamma(RoundCosts(0.01, FLAT, [0.5])), 1500
+    with torch.inference_mode():
+        target.rewind(0)
+        first = target.forward(torch.tensor(prompt))[-1].softmax(-1)
+        exact = torch.zeros(16, 16, dtype=torch.float64)
+        for token in range(16):
+            target.rewind(len(prompt))
+            exact[token] = first[token] * target.forward(torch.tensor([token]))[-1].softmax(-1)
+    seen = torch.zeros(16, 16, dtype=torch.float64)
+    for seed in range(count):
+        config = DecodeConfig(max_new_tokens=3, gamma="auto", temperature=1.0, seed=seed, eos_ids=())
+        ids = [e.id for e in speculative(Verifier(target), drafter, prompt, config, DecodeStats(), policy)]
+        seen[ids[0], ids[1]] += 1 / count
+    noise = (exact * (1 - exact) / count).sqrt().sum() * 0.4  # expected distance of a true sample
+    assert 0.5 * (seen - exact).abs().sum() < 1.3 * noise + 0.01

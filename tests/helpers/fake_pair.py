@@ -1,0 +1,123 @@
+"""A scripted pair with the interface of `SpeculativePair`: no model, one token per character, known timings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pdevis.config import DecodeConfig, DecodeStats, DraftConfig, Generation, TokenEvent
+
+SPEED = {"target": 10.0, "speculative": 20.0, "drafter": 40.0}  # tokens per decode second
+
+
+class FakeStream:
+    """Replays a reply; in speculative decoding every third token is the target's. Raises `error` at token `stop_at`."""
+
+    def __init__(self, pair: FakePair, ids: list[int], config: DecodeConfig, method: str) -> None:
+        self.pair, self.method = pair, method
+        self.ids: list[int] = []
+        self.text = ""
+        self.closed = False
+        self.reply = pair.replies.pop(0) if pair.replies else "hello"
+        self.limit = min(config.max_new_tokens, len(self.reply))
+        self.stats = DecodeStats(method=method, mode=pair.mode, prompt_tokens=len(ids), prefill_seconds=1.0)
+        self.stats.total_seconds = 1.0
+
+    def __iter__(self) -> FakeStream:
+        return self
+
+    def __next__(self) -> TokenEvent:
+        n = len(self.ids)
+        if n == self.pair.stop_at:
+            raise self.pair.error
+        if n == self.limit:
+            self.stats.stop_reason = "eos" if self.limit == len(self.reply) else "length"
+            raise StopIteration
+        letter = self.reply[n]
+        target = self.method == "target" or (self.method == "speculative" and n % 3 == 2)
+        self.ids.append(ord(letter))
+        self.text += letter
+        self.stats.new_tokens += 1
+        self.stats.total_seconds += 1 / SPEED[self.method]
+        if self.method == "speculative" and n % 3 == 0:
+            self.stats.rounds += 1
+            self.stats.drafted += 4
+            self.stats.draft_steps += 4
+            self.stats.accept_lengths.append(0)
+            self.stats.draft_seconds += 0.05
+            self.stats.skipped += 40
+        if self.method == "speculative":
+            self.stats.accept_lengths[-1] += 1
+            self.stats.accepted += not target
+        return TokenEvent(ord(letter), letter, "target" if target else "draft", n // 3)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class FakePair:
+    """`replies` are used up in order, then "hello". `calls` holds (method, ids, config) of every generation."""
+
+    replies: list[str] = field(default_factory=list)
+    draft: DraftConfig = field(default_factory=DraftConfig)
+    context_length: int = 1000
+    stop_at: int | None = None
+    error: BaseException = field(default_factory=KeyboardInterrupt)
+    template: bool = True
+    calls: list[tuple[str, list[int], DecodeConfig]] = field(default_factory=list)
+    prompts: list[Any] = field(default_factory=list)
+    streams: list[FakeStream] = field(default_factory=list)
+    resets: int = 0
+    recovered: int = 0
+
+    @property
+    def mode(self) -> str:
+        return "parallel" if self.draft.mode == "auto" else self.draft.mode
+
+    def configure(self, draft: DraftConfig) -> None:
+        self.draft = draft
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "target": "big",
+            "drafter": "small",
+            "target_device": "cpu",
+            "draft_device": "cpu",
+            "target_precision": "float32",
+            "draft_precision": "int8",
+            "mode": self.mode,
+            "check": self.draft.check,
+            "threshold": self.draft.threshold,
+            "window": self.draft.window,
+        }
+
+    def encode(self, prompt: Any, chat: bool = True) -> list[int]:
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+            return prompt
+        if chat and not self.template:
+            raise ValueError("the model has no chat template; use --no-chat")
+        self.prompts.append(prompt)
+        text = prompt if isinstance(prompt, str) else "".join(f"{m['role'][0]}:{m['content']}|" for m in prompt)
+        return [ord(letter) for letter in text]
+
+    def stream(self, prompt: Any, config: DecodeConfig | None = None, method: str = "speculative") -> FakeStream:
+        config = config or DecodeConfig()
+        ids = self.encode(prompt)
+        self.calls.append((method, ids, config))
+        stream = FakeStream(self, ids, config, method)
+        self.streams.append(stream)
+        return stream
+
+    def generate(self, prompt: Any, config: DecodeConfig | None = None, method: str = "speculative") -> Generation:
+        stream = self.stream(prompt, config, method)
+        for _ in stream:
+            pass
+        return Generation(stream.ids, stream.text, stream.stats)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def recover(self) -> None:
+        self.recovered += 1
+        self.stop_at = None

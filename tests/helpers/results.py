@@ -1,0 +1,118 @@
+"""Result entries as the evaluate scripts write them, made up with known counts, for the tests of the summaries."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from pdevis.benchmarks.runs.result_files import METHOD_KEYS
+
+SPEED = {"target": 10.0, "drafter": 40.0, "speculative": 16.0}
+
+
+class GroupedTask:
+    """A task whose answers are right where they say "right", by `colour`."""
+
+    name = "mmlu"
+    metrics = ("correct",)
+    groups = ("subject",)
+
+    def score(self, entry: dict[str, Any], text: str) -> dict[str, Any]:
+        return {"correct": float(text == "right"), "extracted": text}
+
+    def corpus(self, entries: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
+        return {}
+
+    def compare(self, entries: list[dict[str, Any]], target: list[str], other: list[str]) -> dict[str, Any]:
+        return {}
+
+
+class SpecTask(GroupedTask):
+    name = "specbench"
+    metrics = ()
+    groups = ("category",)
+
+    def score(self, entry: dict[str, Any], text: str) -> dict[str, Any]:
+        return {}
+
+
+def block(method: str, text: str, tokens: int, chance: random.Random) -> dict[str, Any]:
+    seconds = tokens / SPEED[method] * chance.uniform(0.9, 1.1)
+    made: dict[str, Any] = {
+        "output_text": text,
+        "tokens_generated": tokens,
+        "seconds": seconds,
+        "throughput_toks_per_sec": tokens / seconds,
+        "mean_skip": None,
+        "prefill_seconds": 0.5,
+        "token_ids": list(range(tokens)),
+    }
+    if method == "speculative":
+        lengths = []
+        while sum(lengths) < tokens:
+            lengths.append(min(chance.randint(1, 5), tokens - sum(lengths)))
+        rounds = len(lengths)
+        made |= {
+            "mean_skip": 2.0,
+            "acceptance_rate": (tokens - rounds) / (4 * rounds),
+            "accept_lengths": lengths,
+            "spec_target_model_calls_reported": rounds,
+            "draft_seconds": seconds / 4,
+            "verify_seconds": seconds / 2,
+            "drafted": 4 * rounds,
+            "accepted": tokens - rounds,
+            "draft_steps": 4 * rounds,
+            "same_as_target": True,
+        }
+    return made
+
+
+def entries(
+    benchmark: str, count: int, methods: tuple[str, ...] = ("target", "drafter", "speculative"), seed: int = 0
+) -> list[dict[str, Any]]:
+    """`count` entries of "mmlu" or "specbench"; right answers: target 3 of 4, speculative 3 of 4, drafter 1 of 4."""
+    chance = random.Random(seed)
+    made = []
+    for i in range(count):
+        if benchmark == "specbench":
+            entry: dict[str, Any] = {"question_id": i, "category": ("qa", "writing")[i % 2], "prompt_text": ["Why?"]}
+        else:
+            entry = {"question_id": i, "prompt": f"{i}?", "label": "A", "subject": f"subject_{i % 3}"}
+        for method in methods:
+            right = i % 4 == 0 if method == "drafter" else i % 4 != 3
+            text = "right" if right else "wrong"
+            made_block = block(method, text, chance.randint(5, 30), chance)
+            if benchmark == "specbench":
+                turns = [made_block] + [block(method, "again", 8, chance)] * (i % 2)
+                made_block = joined(turns)
+            entry[METHOD_KEYS(benchmark)[method]] = made_block
+        made.append(entry)
+    return made
+
+
+def joined(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """A SpecBench block: sums over the turns, and the turns."""
+    total = dict(turns[0])
+    for turn in turns[1:]:
+        for key in ("tokens_generated", "seconds", "prefill_seconds", "accept_lengths", "drafted", "accepted"):
+            if key in turn:
+                total[key] = total[key] + turn[key]
+    return total | {"turns": turns}
+
+
+def save(path: Path, made: list[dict[str, Any]], benchmark: str = "mmlu") -> Path:
+    if benchmark == "specbench":
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in made))
+    else:
+        path.write_text(json.dumps(made))
+    return path
+
+
+def save_journal(path: Path, made: list[dict[str, Any]], benchmark: str = "mmlu") -> Path:
+    """The journal of a run that was killed while it wrote a line."""
+    lines = [json.dumps({"header": {"benchmark": benchmark, "settings": {"gamma": 4}}})]
+    lines += [json.dumps({"index": i, "entry": entry}) for i, entry in enumerate(made)]
+    path.write_text("\n".join(lines) + '\n{"index": 99, "ent')
+    return path

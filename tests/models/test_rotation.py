@@ -1,0 +1,72 @@
+"""The rotation of the residual stream: orthogonal, invisible to the model's function, and worth its while."""
+
+import pytest
+import torch
+
+from pdevis.loading.weight_reader import read_weights
+from pdevis.models.linear import Int8Linear, has_int8
+from pdevis.models.rotation import BlockRotation, Rotation
+from pdevis.models.stack import DecoderStack
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 576, 896])
+def test_orthogonal_and_the_same_each_time(size):
+    eye = torch.eye(size, dtype=torch.float64)
+    q = Rotation(size).of_rows(eye)
+    torch.testing.assert_close(q @ q.t(), eye)
+    assert torch.equal(q, Rotation(size).of_rows(eye))
+    x, weight = torch.randn(3, size, dtype=torch.float64), torch.randn(size, 5, dtype=torch.float64)
+    torch.testing.assert_close(Rotation(size).of_rows(x), x @ q)
+    torch.testing.assert_close(Rotation(size).of_columns(weight), q.t() @ weight)
+
+
+def test_large_sizes_mix_all_coordinates():
+    q = Rotation(576).of_rows(torch.eye(576))
+    assert q.abs().max() < 0.5
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+def test_the_model_computes_the_same_function(tiny_model, arch):
+    model = tiny_model(arch, attention_bias=True) if arch != "qwen2" else tiny_model(arch)
+    g = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            weight.data += 0.3 * torch.randn(weight.shape, generator=g)
+    ids = torch.arange(40) * 7 % 256
+    plain = DecoderStack(read_weights(model, "float64", CPU))
+    rotated = DecoderStack(read_weights(model, "float64", CPU, rotate=True))
+    assert not torch.allclose(rotated.weights.embedding, plain.weights.embedding)
+    torch.testing.assert_close(rotated.forward(ids), plain.forward(ids), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(not has_int8(), reason="torch without fbgemm")
+def test_int8_is_closer_with_it_where_a_coordinate_stands_out():
+    g = torch.Generator().manual_seed(2)
+    x, weight = torch.randn(20, 576, generator=g), torch.randn(200, 576, generator=g)
+    x[:, 5] *= 100  # as in trained models: large, and of little weight
+    weight[:, 5] /= 100
+    rotation = Rotation(576)
+
+    def error(x: torch.Tensor, weight: torch.Tensor) -> float:
+        wanted = x @ weight.t()
+        return ((Int8Linear(weight, None)(x) - wanted).norm() / wanted.norm()).item()
+
+    assert error(rotation.of_rows(x), rotation.of_rows(weight)) < 0.5 * error(x, weight)
+
+
+@pytest.mark.parametrize(("size", "block"), [(8960, 64), (4864, 64), (96, 8), (7, 1)])
+def test_block_rotation_is_its_own_inverse_and_rows_do_not_meet(size, block):
+    turn, x = BlockRotation(size), torch.randn(9, size)
+    assert turn.block == block
+    torch.testing.assert_close(turn(turn(x)), x)
+    torch.testing.assert_close(turn(x).norm(dim=-1), x.norm(dim=-1))
+    for rows in range(1, 9):
+        assert torch.equal(turn(x[:rows]), turn(x)[:rows])
+
+
+def test_block_rotation_spreads_an_outlier():
+    x = torch.zeros(1, 8960)
+    x[0, 17] = 100.0
+    assert BlockRotation(8960)(x).abs().max() < 13

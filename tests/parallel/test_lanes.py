@@ -1,0 +1,186 @@
+"""Lanes on several devices against the same drafter on one: tokens, logits, statistics, in every mode and check."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.workers import GREEDY, PROMPT, VOCAB, counts, decode, local, places, plan_of, remote
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.decoding.gamma import AutoGamma, RoundCosts
+from pdevis.drafting.drafter import resolve_rule
+from pdevis.loading.build import build_model
+from pdevis.loading.shard_spec import Share
+from pdevis.pair import SpeculativePair
+from pdevis.parallel import lanes
+from pdevis.parallel.remote import RemoteModel
+from pdevis.parallel.worker_pool import Workers
+
+RULES = [
+    DraftConfig("exact"),
+    DraftConfig("skip", 0.5, "inline", 3),
+    DraftConfig("skip", 0.5, "planned"),
+    DraftConfig("skip", 0.5, "inline", calibrate=False),
+    DraftConfig("parallel", 0.3, "inline", 3),
+    DraftConfig("parallel", 0.3, "planned"),
+    DraftConfig("parallel", -2.0, "planned", attention_window=4, mlp_window=2, keep_first=1),
+    DraftConfig("parallel", 0.3, "inline", calibrate=False),
+]
+CONFIGS = [GREEDY, replace(GREEDY, temperature=1.0, seed=7)]
+
+
+@pytest.fixture(scope="module")
+def plans(tiny_folder):
+    """Seven layers, so that the ranks' shares differ; a head of another size than a multiple of the ranks."""
+    return {
+        "llama": plan_of(tiny_folder("llama", layers=7)),
+        "qwen3": replace(plan_of(tiny_folder("qwen3", layers=7)), head_rows=263),
+        "int8": plan_of(tiny_folder("qwen2", layers=7), "int8"),
+    }
+
+
+@pytest.fixture(scope="module")
+def target(tiny_folder):
+    return build_model(plan_of(tiny_folder("llama", layers=7, seed=3)))
+
+
+@pytest.fixture(
+    scope="module", params=["llama", "qwen3", "int8", "gloo", pytest.param("three", marks=pytest.mark.slow)]
+)
+def pair(request, plans):
+    """A drafter on two ranks (three, or through gloo), and the same plan for one device."""
+    plan = plans.get(request.param, plans["llama"])
+    count = 3 if request.param == "three" else 2
+    workers = Workers(plan, places(count), VOCAB, transport="gloo" if request.param == "gloo" else None)
+    yield workers, plan
+    workers.close()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}-{rule.window}-{rule.calibrate}")
+def test_tokens_and_statistics_are_those_of_one_device(pair, target, rule):
+    workers, plan = pair
+    one, many = local(plan, rule), remote(workers, rule)
+    for config in CONFIGS:
+        ids, stats = decode(target, one, config)
+        found, seen = decode(target, many, config)
+        assert found == ids
+        assert counts(seen) == counts(stats)
+
+
+def test_logits_are_those_of_one_device(pair):
+    workers, plan = pair
+    model, alone = RemoteModel(workers), build_model(plan)
+    alone.rewind(0)
+    model.rewind(0)
+    with torch.inference_mode():
+        alone.prefill(torch.tensor(PROMPT))
+        model.prefill(torch.tensor(PROMPT))
+        for ids in (torch.tensor([5, 9, 26]), torch.tensor([5])):
+            alone.rewind(len(PROMPT))
+            model.rewind(len(PROMPT))
+            # an 8-bit drafter rounds a row alone otherwise than among others, and lanes take logits row by row
+            wanted = torch.cat([alone.logits(row) for row in alone.run_layers(ids).split(1)])
+            torch.testing.assert_close(model.forward(ids), wanted, rtol=1e-5, atol=3e-5)
+
+
+def test_drafts_of_chosen_lengths_are_those_of_one_device(pair):
+    """γ = auto with known costs: the rule looks at confidences, which the ranks put together."""
+    workers, plan = pair
+    rule = DraftConfig("parallel", 0.3)
+    costs = RoundCosts(0.1, {1: 1.0, 17: 1.2}, [0.8])
+    lengths = []
+    for drafter in (local(plan, rule), remote(workers, rule)):
+        policy = AutoGamma(costs)
+        policy.open(8)
+        drafter.start(PROMPT, GREEDY)
+        lengths.append(drafter.draft(PROMPT, 8, policy.rule.goes_on))
+        drafter.finish(PROMPT)
+    assert lengths[0].ids == lengths[1].ids
+    np.testing.assert_allclose(lengths[0].confidences, lengths[1].confidences, rtol=1e-5)
+
+
+def test_long_drafts_after_many_plain_rounds(pair, target):
+    """The tokens of many rounds without a draft are read at once, more than an exchange has room for in one lane."""
+    workers, plan = pair
+    rule = DraftConfig("parallel", -2.0, "inline", window=4, calibrate=False)
+    long = [(7 * i) % 250 for i in range(300)]
+    drafts = []
+    for drafter in (local(plan, rule), remote(workers, rule)):
+        drafter.start(PROMPT, GREEDY)
+        drafts.append(drafter.draft([*PROMPT, *long], 3).ids)
+        drafter.finish(PROMPT)
+    assert drafts[0] == drafts[1]
+
+
+def test_each_rank_holds_its_share_only(plans):
+    plan = plans["llama"]
+    whole = build_model(plan)
+    parts = [build_model(plan, Share(rank, 3)) for rank in range(3)]
+    held = [[bool(layer.attention and layer.mlp) for layer in part.layers] for part in parts]
+    assert [sum(column) for column in zip(*held, strict=True)] == [1] * len(whole.layers)
+    with torch.inference_mode():
+        h = whole.embed(torch.tensor([1]))
+        heads = torch.cat([part.logits(h) for part in parts], dim=1)
+        torch.testing.assert_close(heads, whole.logits(h))
+        for part in parts:
+            part.reserve(10)
+            assert [len(rows) > 0 for rows in part.cache] == [layer.attention is not None for layer in part.layers]
+
+
+def test_mlps_are_cut_where_exchanges_are_fast(plans):
+    plan = plans["int8"]
+    whole = build_model(plan)
+    parts = [build_model(plan, Share(rank, 3, cut=True)) for rank in range(3)]
+    h = whole.embed(torch.tensor([1, 7]))
+    for layer in range(len(whole.layers)):
+        assert [part.layers[layer].attention is not None for part in parts] == [layer % 3 == rank for rank in range(3)]
+        inner = torch.cat([part.mlp_inner(layer, h) for part in parts], dim=1)
+        assert torch.equal(inner, whole.mlp_inner(layer, h))
+        update = torch.cat([part.mlp_outer(layer, inner) for part in parts], dim=1)
+        assert torch.equal(update, whole.mlp(layer, h))
+
+
+def test_more_cores_than_an_mlp_has_parts_are_refused(plans):
+    with pytest.raises(ValueError, match="draft_device names 4 cores: at most 3"):
+        build_model(plans["int8"], Share(0, 4, cut=True))
+
+
+def test_auto_is_parallel_on_several_devices_only():
+    def auto(config=None, **how):
+        return resolve_rule(config or DraftConfig(), reachable=True, **how)
+
+    assert auto(devices=2) == DraftConfig("parallel")
+    assert auto(devices=2, cut=True) == DraftConfig("parallel", mlp_window=1)
+    chosen = DraftConfig(mlp_window=2, threshold=0.5)
+    assert auto(chosen, devices=2, cut=True) == replace(chosen, mode="parallel")
+    assert auto(tuned="skip") == DraftConfig("skip")
+    assert auto() == DraftConfig("exact")
+    for mode in ("exact", "parallel"):
+        assert auto(DraftConfig(mode), devices=2, cut=True) == DraftConfig(mode)
+
+
+def test_auto_says_what_it_became(pair, target):
+    workers, _ = pair
+    both = SpeculativePair(target, workers, tokenizer=None)
+    told = both.describe()
+    assert (both.mode, told["attention_window"], told["mlp_window"]) == ("parallel", 2, 1 if workers.cut else 2)
+    both.configure(DraftConfig("parallel"))
+    assert both.describe()["mlp_window"] == 2
+
+
+def test_sampling_without_a_seed_goes_on(pair, target):
+    workers, _ = pair
+    ids, stats = decode(target, remote(workers, DraftConfig("exact")), DecodeConfig(12, temperature=1.0, eos_ids=()))
+    assert len(ids) == stats.new_tokens == 12
+
+
+def test_the_shared_cache_as_linux_tells_it(monkeypatch, tmp_path):
+    for text, size in (("32768K\n", 1 << 25), ("32M\n", 0), (None, 0)):
+        file = tmp_path / f"{size}-{text is None}"
+        if text:
+            file.write_text(text)
+        monkeypatch.setattr(lanes, "CACHE", file)
+        assert lanes._cache_bytes() == size
