@@ -84,14 +84,14 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--revision", metavar="COMMIT", help="of the dataset, instead of the pinned one (one benchmark)"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite files that are there already")
+    parser.add_argument("--force", action="store_true", help="overwrite files that already exist")
     return parser
 
 
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
+            raise argparse.ArgumentTypeError(f"{text!r} must be an integer >= {least}")
         return int(text)
 
     return parse
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         if path.is_dir():
             raise ValueError(f"{path}: is a folder; must be a file")
         if path.exists() and not args.force:
-            raise ValueError(f"{path}: is there already; --force overwrites it")
+            raise ValueError(f"{path}: already exists; --force overwrites it")
     failed = 0
     for name, path in paths.items():
         source = SOURCES[name]

@@ -6,17 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pdevis.config import DecodeConfig, DecodeStats, DraftConfig, Generation, TokenEvent
+    from pdevis.config import DecodeConfig, DraftConfig
+    from pdevis.generation import DecodeStats, Generation, TokenEvent
     from pdevis.pair import SpeculativePair, load_pair
 
 _HOME = {
     "SpeculativePair": "pdevis.pair",
     "load_pair": "pdevis.pair",
     "DecodeConfig": "pdevis.config",
-    "DecodeStats": "pdevis.config",
+    "DecodeStats": "pdevis.generation",
     "DraftConfig": "pdevis.config",
-    "Generation": "pdevis.config",
-    "TokenEvent": "pdevis.config",
+    "Generation": "pdevis.generation",
+    "TokenEvent": "pdevis.generation",
 }
 __all__ = [
     "DecodeConfig",

@@ -195,7 +195,7 @@ def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def leads(args: argparse.Namespace) -> bool:
+def is_main_rank(args: argparse.Namespace) -> bool:
     """Whether this process runs the program. With --target_device ranks the first rank of torchrun does; the others
     only load their part of the pair, which lets them help until the first is done."""
     return not on_ranks(args) or os.environ.get("RANK", "0") == "0"

@@ -17,7 +17,7 @@ from pdevis.loading.checkpoint import check_device
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceSlot:
     """A device; `core` is the one CPU core that is meant, None: no core in particular."""
 
     device: torch.device
@@ -26,7 +26,7 @@ class Place:
     def __str__(self) -> str:
         return str(self.device) if self.core is None else f"cpu:{self.core}"
 
-    def settle(self) -> None:
+    def activate(self) -> None:
         """Make this process run here: on its core with one thread, or with its GPU as the current one."""
         if self.core is not None:
             use_cores([self.core])
@@ -75,30 +75,32 @@ def _pin(chosen: Sequence[int]) -> None:
         os.sched_setaffinity(0, chosen)
 
 
-def find_places(text: str | None, flag: str) -> list[Place]:
+def find_device_slots(text: str | None, flag: str) -> list[DeviceSlot]:
     """The places of a comma-separated list; None: cuda where there is one, else cpu.
 
     Args:
         flag: what the user calls it, such as "draft_device".
 
     Raises:
-        ModelLoadError: for a name that is no device, one that is not there, one named twice, or a mixture.
+        ModelLoadError: for a name that is no device, one that does not exist, one named twice, or a mixture.
     """
     if text is None:
-        return [Place(check_device(None))]
+        return [DeviceSlot(check_device(None))]
     found = [_find(name.strip(), text, flag) for name in text.split(",")]
     if len(set(found)) < len(found):
         raise ModelLoadError(f"{flag} = {text!r}: must name each device once")
-    if len(found) > 1 and (len({place.device.type for place in found}) > 1 or found[0] == Place(torch.device("cpu"))):
+    if len(found) > 1 and (
+        len({place.device.type for place in found}) > 1 or found[0] == DeviceSlot(torch.device("cpu"))
+    ):
         raise ModelLoadError(f"{flag} = {text!r}: several devices must be GPUs (cuda:0,cuda:1) or cores (cpu:0,cpu:1)")
     return found
 
 
-def _find(name: str, text: str, flag: str) -> Place:
+def _find(name: str, text: str, flag: str) -> DeviceSlot:
     kind, colon, number = name.partition(":")
     if kind != "cpu" or not colon:
         try:
-            return Place(check_device(name))
+            return DeviceSlot(check_device(name))
         except ModelLoadError as error:
             raise ModelLoadError(str(error).replace(f"device = {name!r}", f"{flag} = {text!r}", 1)) from None
     there = cores()
@@ -107,10 +109,10 @@ def _find(name: str, text: str, flag: str) -> Place:
         raise ModelLoadError(
             f"{flag} = {text!r}: {name} must be one of {allowed} (the cores that this process may use)"
         )
-    return Place(torch.device("cpu"), int(number))
+    return DeviceSlot(torch.device("cpu"), int(number))
 
 
-def beside(target: Place, drafter: Sequence[Place]) -> tuple[list[int] | None, list[Place]]:
+def split_cores(target: DeviceSlot, drafter: Sequence[DeviceSlot]) -> tuple[list[int] | None, list[DeviceSlot]]:
     """Cores for a target and a drafter that work at the same time, where both are on "cpu" and none was named.
 
     Returns:
@@ -119,10 +121,10 @@ def beside(target: Place, drafter: Sequence[Place]) -> tuple[list[int] | None, l
     Raises:
         ModelLoadError: where there is one core only.
     """
-    whole = Place(torch.device("cpu"))
+    whole = DeviceSlot(torch.device("cpu"))
     if target != whole or list(drafter) != [whole]:
         return None, list(drafter)
     there = cores()
     if len(there) < 2:
         raise ModelLoadError("overlap = True: needs two devices or two cores; this process may use one core only")
-    return there[:-1], [Place(whole.device, there[-1])]
+    return there[:-1], [DeviceSlot(whole.device, there[-1])]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig, Generation
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
@@ -22,11 +22,12 @@ from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
 from pdevis.devices import use_all_cores
 from pdevis.drafting.drafter import Drafter, resolve_rule
+from pdevis.generation import DecodeStats, Generation
 from pdevis.loading.build import build_model, build_pair, compile_pair
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.parallel.remote import RemoteDrafter, RemoteModel, start_drafter
-from pdevis.parallel.torchrun.torchrun_drafter import RankDrafter
-from pdevis.parallel.worker_pool import Workers
+from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
+from pdevis.parallel.worker_pool import WorkerPool
 from pdevis.profile import Profile, read_profile
 from pdevis.text import Prompt, Stream, check_ids, encode_prompt
 
@@ -39,7 +40,7 @@ class SpeculativePair:
     Made by `load_pair`, or from parts: any two models that keep the `CausalLM` protocol.
 
     Args:
-        target, drafter: the models; their caches belong to this object. The drafter may be `Workers`, in which case
+        target, drafter: the models; their caches belong to this object. The drafter may be `WorkerPool`, in which case
             this object ends them (`close`).
         tokenizer: the transformers tokenizer of both.
         eos_ids: ids that end the target's text.
@@ -55,7 +56,7 @@ class SpeculativePair:
     def __init__(
         self,
         target: CausalLM,
-        drafter: CausalLM | Workers | RankDrafter,
+        drafter: CausalLM | WorkerPool | TorchrunDrafter,
         tokenizer: Any,
         eos_ids: tuple[int, ...] = (),
         draft: DraftConfig | None = None,
@@ -64,7 +65,7 @@ class SpeculativePair:
         tracer: Tracer | None = None,
     ) -> None:
         self.target = target
-        self.workers = drafter if isinstance(drafter, Workers | RankDrafter) else None
+        self.workers = drafter if isinstance(drafter, WorkerPool | TorchrunDrafter) else None
         self.drafter: CausalLM = RemoteModel(self.workers) if self.workers else drafter
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
@@ -94,8 +95,10 @@ class SpeculativePair:
         self._stop_running()
         tuned = self.profile
         devices, cut = (self.workers.devices, self.workers.cut) if self.workers else (1, False)
-        reachable = self.workers.reachable if self.workers else isinstance(self.drafter, DecoderStack)
-        resolved = resolve_rule(draft, reachable, tuned and tuned.draft.mode, devices, cut)
+        has_sublayer_access = (
+            self.workers.has_sublayer_access if self.workers else isinstance(self.drafter, DecoderStack)
+        )
+        resolved = resolve_rule(draft, has_sublayer_access, tuned and tuned.draft.mode, devices, cut)
         traced = self.tracer is not None
         if self.workers:
             self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.workers, resolved, self.drafter, traced)
@@ -230,7 +233,7 @@ def load_pair(
     Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold a part of its layers each, in own processes.
 
     Raises:
-        ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that is not there.
+        ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that does not exist.
     """
     tuned = profile if profile is None or isinstance(profile, Profile) else read_profile(profile)
     if tuned:

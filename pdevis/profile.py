@@ -172,14 +172,14 @@ def _decode(name: str, content: dict[str, Any]) -> Profile:
     gamma, threads = settings.pop("gamma"), settings.pop("threads")
     DecodeConfig(gamma=gamma)
     if threads is not None and (type(threads) is not int or threads < 1):
-        raise ValueError(f"threads = {threads!r}: must be null or a whole number of at least 1")
+        raise ValueError(f"threads = {threads!r}: must be null or an integer >= 1")
     unknown = sorted(settings.keys() - set(MODELS))
     if unknown:
         raise ValueError(f"unknown setting {unknown[0]}")
     models = {flag: settings[flag] for flag in MODELS}
     for flag, value in models.items():
         if not isinstance(value, str) and not (value is None and flag in DEVICES):
-            raise ValueError(f"{flag} = {value!r}: must be a text")
+            raise ValueError(f"{flag} = {value!r}: must be a string")
     pair = {label: str(content["pair"][label]) for label in LABELS}
     machine = {**content["machine"], **{fact: content["machine"][fact] for fact in COMPARED}}
     return Profile(name, models, draft, gamma, threads, _decode_costs(content["costs"]), pair, machine)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from pdevis.config import DecodeStats, TokenEvent
+from pdevis.generation import DecodeStats, TokenEvent
 
 Message = dict[str, str]
 Prompt = str | list[Message] | list[int]
@@ -87,7 +87,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, name: str) -> list
     for part in parts:
         if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("role", "content")):
             raise ValueError(
-                f'prompt has {part!r}: must be a text, messages {{"role": text, "content": text}}, or token ids'
+                f'prompt has {part!r}: must be a string, messages {{"role": text, "content": text}}, or token ids'
             )
     if not tokenizer.chat_template:
         raise ValueError(f"{name} has no chat template: encode(text, chat=False), or --no-chat")

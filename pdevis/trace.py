@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.config import DecodeConfig
-from pdevis.util.validation import check_flag, check_number, check_whole
+from pdevis.util.validation import check_flag, check_integer, check_number
 
 KIND, VERSION = "pdevis-trace", 1
 BAND = 16  # layers back; no group is longer
@@ -60,8 +60,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name in ("attention", "mlp", "head"):
-            check_whole(name, getattr(self, name), 0)
-        check_whole("attention + mlp", self.attention + self.mlp, 1)
+            check_integer(name, getattr(self, name), 0)
+        check_integer("attention + mlp", self.attention + self.mlp, 1)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class ExactPass:
     similarities: Band
 
     def __post_init__(self) -> None:
-        check_whole("step", self.step, 0)
-        check_whole("tokens", self.tokens, 1)
+        check_integer("step", self.step, 0)
+        check_integer("tokens", self.tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class TracedRound:
 
     def __post_init__(self) -> None:
         for name in ("drafted", "accepted", "steps", "depth"):
-            check_whole(name, getattr(self, name), 0)
+            check_integer(name, getattr(self, name), 0)
         if self.accepted > self.drafted:
             raise ValueError(f"accepted = {self.accepted}: must be at most {self.drafted}, the tokens drafted")
         if self.drafted > self.steps:
@@ -118,8 +118,8 @@ class TracedGeneration:
     rounds: tuple[TracedRound, ...] = ()
 
     def __post_init__(self) -> None:
-        check_whole("number", self.number, 0)
-        check_whole("prompt_tokens", self.prompt_tokens, 0)
+        check_integer("number", self.number, 0)
+        check_integer("prompt_tokens", self.prompt_tokens, 0)
         DecodeConfig(gamma=self.gamma, temperature=self.temperature, overlap=self.overlap)
 
 
@@ -127,7 +127,7 @@ class TraceWriter:
     """Writes a trace while a run decodes, every line at once.
 
     Args:
-        path: of a file that is not there yet. It is made by `open`.
+        path: of a file that does not exist yet. It is made by `open`.
 
     Raises:
         ValueError: for a path that cannot be used.
@@ -138,7 +138,7 @@ class TraceWriter:
         self._file: TextIOWrapper | None = None
         self._header: dict[str, Any] = {}
         if self.path.exists():
-            raise ValueError(f"--trace {self.path}: is there already; name a new file")
+            raise ValueError(f"--trace {self.path}: already exists; name a new file")
         if not self.path.parent.is_dir():
             raise ValueError(f"--trace {self.path}: the folder {self.path.parent} does not exist; make it first")
 
@@ -153,7 +153,7 @@ class TraceWriter:
             try:
                 self._file = self.path.open("x", encoding="utf-8")
             except FileExistsError:
-                raise ValueError(f"--trace {self.path}: is there already; name a new file") from None
+                raise ValueError(f"--trace {self.path}: already exists; name a new file") from None
             self._header = header
             self._write({"kind": KIND, "version": VERSION} | header)
         elif header != self._header:

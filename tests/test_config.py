@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.generation import DecodeStats
 
 
 @pytest.mark.parametrize(
@@ -15,23 +16,23 @@ from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
         (DraftConfig, {"check": "never"}, ["check", "'never'", "inline"]),
         (DraftConfig, {"threshold": "x"}, ["threshold", "'x'", "number"]),
         (DraftConfig, {"threshold": math.nan}, ["threshold", "nan", "finite"]),
-        (DraftConfig, {"window": 0}, ["window", "0", "at least 1"]),
-        (DraftConfig, {"window": 2.0}, ["window", "2.0", "whole"]),
+        (DraftConfig, {"window": 0}, ["window", "0", ">= 1"]),
+        (DraftConfig, {"window": 2.0}, ["window", "2.0", "an integer"]),
         (DraftConfig, {"mlp_window": 0}, ["mlp_window", "0"]),
-        (DraftConfig, {"keep_first": -1}, ["keep_first", "-1", "at least 0"]),
+        (DraftConfig, {"keep_first": -1}, ["keep_first", "-1", ">= 0"]),
         (DraftConfig, {"calibrate": 1}, ["calibrate", "1"]),
         (DraftConfig, {"mode": "skip", "calibrate": False}, ["check = 'planned'", "'inline'"]),
-        (DecodeConfig, {"gamma": 0}, ["gamma", "0", "at least 1"]),
+        (DecodeConfig, {"gamma": 0}, ["gamma", "0", ">= 1"]),
         (DecodeConfig, {"gamma": True}, ["gamma", "True"]),
         (DecodeConfig, {"max_new_tokens": -1}, ["max_new_tokens", "-1"]),
-        (DecodeConfig, {"temperature": -0.1}, ["temperature", "-0.1", "at least 0"]),
+        (DecodeConfig, {"temperature": -0.1}, ["temperature", "-0.1", ">= 0"]),
         (DecodeConfig, {"temperature": math.inf}, ["temperature", "inf"]),
-        (DecodeConfig, {"temperature": 1e-46}, ["temperature", "1e-46", "at least 1e-06"]),
-        (DecodeConfig, {"seed": 2**63}, ["seed", str(2**63), "at most"]),
+        (DecodeConfig, {"temperature": 1e-46}, ["temperature", "1e-46", ">= 1e-06"]),
+        (DecodeConfig, {"seed": 2**63}, ["seed", str(2**63), "<="]),
         (DecodeConfig, {"eos_ids": 2}, ["eos_ids", "2", "tuple"]),
         (DecodeConfig, {"top_k": -1}, ["top_k", "-1"]),
         (DecodeConfig, {"top_p": 0}, ["top_p", "0"]),
-        (DecodeConfig, {"top_p": 1.5}, ["top_p", "1.5", "at most 1"]),
+        (DecodeConfig, {"top_p": 1.5}, ["top_p", "1.5", "<= 1"]),
         (DecodeConfig, {"seed": -3}, ["seed", "-3"]),
         (DecodeConfig, {"eos_ids": (-1,)}, ["eos_ids", "-1"]),
     ],

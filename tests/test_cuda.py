@@ -13,7 +13,7 @@ import torch
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.build import build_model
 from pdevis.loading.checkpoint import find_source, read_config, read_model
-from pdevis.loading.load_spec import Plan
+from pdevis.loading.load_spec import LoadSpec
 from pdevis.pair import load_pair
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -43,7 +43,7 @@ def _full_float32():
 def test_the_lean_forward_is_transformers(tiny_folder, arch, precision, close):
     source = find_source(str(tiny_folder(arch)))
     device, dtype = torch.device("cuda:0"), getattr(torch, precision)
-    stack = build_model(Plan(arch, "target", source, read_config(source), device, precision))
+    stack = build_model(LoadSpec(arch, "target", source, read_config(source), device, precision))
     theirs = read_model(source, dtype, device)
     with torch.inference_mode():
         wanted = theirs(torch.tensor([IDS], device=device)).logits[0].float()

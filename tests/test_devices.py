@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pdevis import devices as places
-from pdevis.devices import Place, beside, cores, find_places, use_all_cores, use_cores
+from pdevis.devices import DeviceSlot, cores, find_device_slots, split_cores, use_all_cores, use_cores
 from pdevis.loading.catalog import ModelLoadError
 
 CPU = torch.device("cpu")
@@ -16,22 +16,22 @@ CPU = torch.device("cpu")
 
 def refused(text: str) -> str:
     with pytest.raises(ModelLoadError) as caught:
-        find_places(text, "draft_device")
+        find_device_slots(text, "draft_device")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_cpu_is_all_cores_and_cpu_i_is_one():
-    assert find_places("cpu", "draft_device") == [Place(CPU)]
+    assert find_device_slots("cpu", "draft_device") == [DeviceSlot(CPU)]
     first = cores()[0]
-    assert find_places(f"cpu:{first}", "draft_device") == [Place(CPU, first)]
-    assert str(Place(CPU, 3)) == "cpu:3"
-    assert str(Place(CPU)) == "cpu"
+    assert find_device_slots(f"cpu:{first}", "draft_device") == [DeviceSlot(CPU, first)]
+    assert str(DeviceSlot(CPU, 3)) == "cpu:3"
+    assert str(DeviceSlot(CPU)) == "cpu"
 
 
 def test_a_list_names_several(monkeypatch):
     monkeypatch.setattr(places, "cores", lambda: [0, 1, 5])
-    assert find_places("cpu:0, cpu:5", "draft_device") == [Place(CPU, 0), Place(CPU, 5)]
+    assert find_device_slots("cpu:0, cpu:5", "draft_device") == [DeviceSlot(CPU, 0), DeviceSlot(CPU, 5)]
     assert "must name each device once" in refused("cpu:0,cpu:0")
     assert "cpu:7 must be one of cpu:0, cpu:1, cpu:5" in refused("cpu:0,cpu:7")
     assert "several devices must be GPUs" in refused("cpu,cpu:1")
@@ -43,13 +43,13 @@ def test_what_is_not_there_is_one_line_that_names_the_flag(text):
 
 
 def test_overlap_on_one_machine_gives_the_drafter_a_core_of_its_own(monkeypatch):
-    whole = Place(CPU)
+    whole = DeviceSlot(CPU)
     monkeypatch.setattr(places, "cores", lambda: [0, 1, 2])
-    assert beside(whole, [whole]) == ([0, 1], [Place(CPU, 2)])
-    assert beside(Place(CPU, 1), [Place(CPU, 0)]) == (None, [Place(CPU, 0)])
+    assert split_cores(whole, [whole]) == ([0, 1], [DeviceSlot(CPU, 2)])
+    assert split_cores(DeviceSlot(CPU, 1), [DeviceSlot(CPU, 0)]) == (None, [DeviceSlot(CPU, 0)])
     monkeypatch.setattr(places, "cores", lambda: [4])
     with pytest.raises(ModelLoadError, match="needs two devices or two cores"):
-        beside(whole, [whole])
+        split_cores(whole, [whole])
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no threads to cores")

@@ -225,7 +225,7 @@ def test_a_smaller_draft_vocabulary_changes_proposals_only(tiny_folder):
     assert max(whole.generate("hello", DecodeConfig(max_new_tokens=24, eos_ids=()), "drafter").ids) >= 40
 
 
-@pytest.mark.parametrize(("value", "words"), [(0, "at least 1"), (2.5, "whole number")])
+@pytest.mark.parametrize(("value", "words"), [(0, ">= 1"), (2.5, "an integer")])
 def test_a_wrong_draft_vocabulary(tiny_folder, value, words):
     with pytest.raises(ValueError, match=f"draft_vocab.*{words}"):
         load_pair(str(tiny_folder("llama")), device="cpu", draft_vocab=value)

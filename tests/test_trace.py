@@ -69,13 +69,13 @@ def test_the_writer_flushes_every_line(tmp_path):
 def test_the_writer_replaces_nothing(tmp_path):
     path = tmp_path / "run.jsonl"
     path.write_text("mine")
-    with pytest.raises(ValueError, match=r"--trace .*run.jsonl: is there already"):
+    with pytest.raises(ValueError, match=r"--trace .*run.jsonl: already exists"):
         TraceWriter(path)
     assert path.read_text() == "mine"
     path.unlink()
     writer = TraceWriter(path)
     path.write_text("mine")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         writer.open(pair=PAIR, layers=LAYERS, sizes=SIZES)
     with pytest.raises(ValueError, match="does not exist"):
         TraceWriter(tmp_path / "none" / "run.jsonl")
@@ -105,18 +105,18 @@ def broken(tmp_path, line, **changes):
     [
         (1, {"kind": "x"}, "line 1: is no trace of pdevis"),
         (1, {"version": 2}, "line 1: version = 2: must be 1"),
-        (1, {"layers": 0}, "line 1: layers = 0: must be a whole number of at least 1"),
+        (1, {"layers": 0}, "line 1: layers = 0: must be an integer >= 1"),
         (1, {"sizes": {"attention": 1, "mlp": 2}}, "line 1: head is missing"),
         (1, {"pair": PAIR | {"mode": "auto"}}, "line 1: mode = 'auto': must be exact, skip or parallel"),
         (1, {"pair": {}}, "line 1: mode is missing"),
         (2, {"kind": "turn"}, "line 2: is neither a generation nor a round"),
-        (2, {"gamma": 0}, "line 2: gamma = 0: must be a whole number of at least 1 or 'auto'"),
+        (2, {"gamma": 0}, "line 2: gamma = 0: must be an integer >= 1 or 'auto'"),
         (2, {"overlap": 1}, "line 2: overlap = 1: must be True or False"),
         (3, {"generation": 4}, "line 3: generation = 4: must be 0, the one that runs"),
         (3, {"accepted": 3}, "line 3: accepted = 3: must be at most 2"),
         (3, {"steps": 1}, "line 3: steps = 1: must be at least 2"),
         (3, {"verify_seconds": "none"}, "line 3: verify_seconds is missing"),
-        (3, {"verify_seconds": -1}, "line 3: verify_seconds = -1: must be a finite number of at least 0"),
+        (3, {"verify_seconds": -1}, "line 3: verify_seconds = -1: must be a finite number >= 0"),
         (3, {"guessed": "yes"}, "line 3: guessed = 'yes': must be True or False"),
         (3, {"passes": [{"step": 0, "tokens": 1, "similarities": [[1.0]]}]}, "line 3: similarities: must be 4 lists"),
         (

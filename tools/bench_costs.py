@@ -72,10 +72,10 @@ def time_drafter(core: Core, plan: Any, repeats: int) -> dict[str, float]:
     import torch
 
     from pdevis.loading.build import build_model
-    from pdevis.loading.shard_spec import Share
+    from pdevis.loading.shard_spec import ShardSpec
     from pdevis.parallel.lanes import DeviceLanes
 
-    whole, part = build_model(plan), build_model(plan, Share(core.rank, 2, cut=True))
+    whole, part = build_model(plan), build_model(plan, ShardSpec(core.rank, 2, cut=True))
     lanes = DeviceLanes(part, core.link, plan.head_rows or plan.config.vocab_size)
     ids = torch.arange(CONTEXT + 1) % whole.vocab_size
     whole.prefill(ids[:CONTEXT])
@@ -144,7 +144,7 @@ def work(rank: int, place: Any, board: Any, plans: Sequence[Any], repeats: int, 
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-    place.settle()
+    place.activate()
     core = Core(rank, board)
     with torch.inference_mode():
         found = time_pair(core, *plans, repeats) if len(plans) > 1 else time_drafter(core, *plans, repeats)
@@ -155,10 +155,10 @@ def run(args: Namespace) -> None:
     import torch
     from torch import multiprocessing
 
-    from pdevis.devices import find_places
+    from pdevis.devices import find_device_slots
     from pdevis.loading.checkpoint import find_source, read_config
-    from pdevis.loading.load_spec import Plan
-    from pdevis.loading.weight_reader import unsupported
+    from pdevis.loading.load_spec import LoadSpec
+    from pdevis.loading.weight_reader import unsupported_reason
     from pdevis.models.linear import resolve_precision
     from pdevis.parallel.shared_memory import Board
     from pdevis.parallel.worker_pool import WorkerError, room_of
@@ -169,14 +169,14 @@ def run(args: Namespace) -> None:
         precision = resolve_precision(precision, cpu, role)
         source = find_source(name)
         config = read_config(source)
-        if reason := unsupported(config):
+        if reason := unsupported_reason(config):
             raise ValueError(f"{name}: must be a model whose sublayers can be timed, not {reason}")
-        return Plan(name, role, source, config, cpu, precision)
+        return LoadSpec(name, role, source, config, cpu, precision)
 
     plans = [replace(plan_of(args.model, "drafter", args.precision), head_rows=args.draft_vocab)]
     if args.target:
         plans.append(plan_of(args.target, "target", args.target_precision))
-    places = find_places("cpu:0,cpu:1", "this bench")
+    places = find_device_slots("cpu:0,cpu:1", "this bench")
     context = multiprocessing.get_context("spawn")
     board = Board(2, room_of(plans[0], 2))
     pipes = [context.Pipe(duplex=False) for _ in places]

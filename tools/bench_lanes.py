@@ -39,18 +39,20 @@ def run(args: Namespace) -> None:
     import torch
 
     from pdevis.config import DecodeConfig
-    from pdevis.devices import find_places
+    from pdevis.devices import find_device_slots
     from pdevis.loading.checkpoint import find_source, read_config
-    from pdevis.loading.load_spec import Plan
-    from pdevis.parallel.worker_pool import Workers
+    from pdevis.loading.load_spec import LoadSpec
+    from pdevis.parallel.worker_pool import WorkerPool
 
     source = find_source(args.model)
     config = read_config(source)
-    plan = Plan(args.model, "drafter", source, config, torch.device("cpu"), args.precision, head_rows=args.draft_vocab)
+    plan = LoadSpec(
+        args.model, "drafter", source, config, torch.device("cpu"), args.precision, head_rows=args.draft_vocab
+    )
     rule = draft_config(args)
     rule = replace(rule, mode="parallel") if rule.mode == "auto" else rule
     lists = args.devices.split(";")
-    workers = [Workers(plan, find_places(each, "--devices"), config.vocab_size) for each in lists]
+    workers = [WorkerPool(plan, find_device_slots(each, "--devices"), config.vocab_size) for each in lists]
     what = (f"{args.tokens} tokens, first", f"1 token, {rule.mode}")
     times: dict[str, list[list[float]]] = {name: [[] for _ in lists] for name in what}
     try:

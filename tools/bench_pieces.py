@@ -119,8 +119,8 @@ def verify_pieces(stack: Any) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """The greedy comparison of γ draft tokens with the target's logits, the forward apart."""
     import torch
 
-    from pdevis.config import Draft
     from pdevis.decoding.verifier import accept_greedy
+    from pdevis.generation import Draft
 
     logits = torch.randn(GAMMA + 1, stack.vocab_size, dtype=stack.weights.dtype, device=stack.device)
     draft = Draft(logits.argmax(-1)[:GAMMA].tolist())

@@ -46,11 +46,11 @@ def run(args: Namespace) -> None:
         if name not in FORMATS:
             raise ValueError(f"--formats: {name!r} must be one of {', '.join(FORMATS)}")
     if not all(word.isdigit() and 0 < int(word) <= 32 for word in args.widths.split(",")):
-        raise ValueError(f"--widths: {args.widths!r} must be whole numbers from 1 to 32, separated by commas")
+        raise ValueError(f"--widths: {args.widths!r} must be integers from 1 to 32, separated by commas")
     widths = [int(word) for word in args.widths.split(",")]
     for flag in ("prompts", "length", "repeats"):
         if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag}: {getattr(args, flag)} must be a whole number of at least 1")
+            raise ValueError(f"--{flag}: {getattr(args, flag)} must be an integer >= 1")
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ r"""Evaluate speculative decoding on MGSM grade-school mathematics in several la
 Each item is answered by every one of --methods with the same prompt, limit and settings, after a warm-up. A finished
 item stands in OUTPUT.partial.jsonl at once; OUTPUT itself (a JSON array, one entry per item) and OUTPUT.meta.json
 (settings, versions, devices, times) are written at the end. In greedy runs (--temperature 0, the default) the
-speculative token ids are compared with the target's. What is there already is never replaced without --overwrite.
+speculative token ids are compared with the target's. What already exists is never replaced without --overwrite.
 
 accelerate: without several GPUs it takes --multi_gpu as well to start several processes (on the CPU too); every process
 takes its own GPU where no device flag is given, or one of a comma list such as --target_device cuda:0,cuda:1.

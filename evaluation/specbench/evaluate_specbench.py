@@ -13,7 +13,7 @@ All turns of a question are asked one after another, the earlier ones and the me
 ids to the same text. A finished question stands in OUT.partial.jsonl at once; OUT itself (JSON lines, one entry per
 question with the blocks target, draft and speculative) and OUT.meta.json (settings, versions, devices, times) are
 written at the end. In greedy runs (--temperature 0, the default) the speculative token ids are compared with the
-target's. What is there already is never replaced without --overwrite.
+target's. What already exists is never replaced without --overwrite.
 
 accelerate: without several GPUs it takes --multi_gpu as well to start several processes (on the CPU too); every process
 takes its own GPU where no device flag is given, or one of a comma list such as --target_device cuda:0,cuda:1.

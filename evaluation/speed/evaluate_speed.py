@@ -120,7 +120,7 @@ def without(args: Namespace) -> list[str]:
 def run(args: Namespace) -> int:
     for flag in ("prompts", "length"):
         if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag}: {getattr(args, flag)} must be a whole number of at least 1")
+            raise ValueError(f"--{flag}: {getattr(args, flag)} must be an integer >= 1")
     if args.categories and not args.specbench:
         raise ValueError(f"--categories {args.categories}: needs --specbench FILE")
     if args.draft_devices and args.draft_device:
@@ -129,7 +129,7 @@ def run(args: Namespace) -> int:
     if args.resume and not args.output:
         raise ValueError("--resume: needs --output FILE, the run to go on with")
     if args.gguf and not args.gguf.is_file():
-        raise ValueError(f"--gguf {args.gguf}: {'is a folder' if args.gguf.is_dir() else 'is not there'}")
+        raise ValueError(f"--gguf {args.gguf}: {'is a folder' if args.gguf.is_dir() else 'does not exist'}")
     chosen, left_out = settings(args), without(args)
 
     from pdevis.util.prompts import builtin_prompts, specbench_prompts

@@ -20,7 +20,7 @@ from rich.markup import escape
 from pdevis.chat import render
 from pdevis.chat.commands import COMMANDS, LeaveChat, dispatch, settings
 from pdevis.chat.session import ChatSession
-from pdevis.cli import Parser, decode_config, leads, pair_arguments
+from pdevis.cli import Parser, decode_config, is_main_rank, pair_arguments
 from pdevis.util.argtypes import nearest
 from pdevis.util.files import cache_root
 
@@ -50,7 +50,7 @@ def run_chat(args: argparse.Namespace, load_pair: Callable[..., SpeculativePair]
         ValueError: a user's mistake, found before the models are loaded where possible.
     """
     wanted = pair_arguments(args)
-    if not leads(args):
+    if not is_main_rank(args):
         load_pair(**wanted)
         return 0
     prompt = _one_shot_prompt(args)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pdevis.config import DecodeStats, TokenEvent
+from pdevis.generation import DecodeStats, TokenEvent
 
 if TYPE_CHECKING:
     from pdevis.chat.session import Answer, ChatSession

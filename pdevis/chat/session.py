@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pdevis.chat import render
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig, TokenEvent
-from pdevis.totals import sum_stats
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.generation import DecodeStats, TokenEvent, sum_stats
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from pdevis.chat import render
-from pdevis.config import DecodeConfig, DecodeStats
-from pdevis.totals import sum_stats
+from pdevis.config import DecodeConfig
+from pdevis.generation import DecodeStats, sum_stats
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pdevis.config import DecodeConfig, DecodeStats, Draft, TokenEvent
+from pdevis.config import DecodeConfig
 from pdevis.decoding.progress import Clock, Progress
 from pdevis.decoding.sampling import Sampler
 from pdevis.decoding.verifier import Verifier
+from pdevis.generation import DecodeStats, Draft, TokenEvent
 
 
 def autoregressive(
@@ -16,7 +17,7 @@ def autoregressive(
     """Decode behind `prompt` (token ids, shorter than the model's context) one token a round; fills `stats`."""
     progress = Progress(prompt, config, verifier.model.context_length, stats)
     clock = Clock(stats, verifier.model.device)
-    judge = Sampler(config, verifier.model.device, stream=1)
+    target_sampler = Sampler(config, verifier.model.device, stream=1)
     started = False
     if progress.done:
         return
@@ -26,12 +27,12 @@ def autoregressive(
             started = True
         while not progress.done:
             with clock.phase("verify"):
-                verdict = verifier.verify(progress.confirmed, Draft([]), judge)
+                verdict = verifier.verify(progress.confirmed, Draft([]), target_sampler)
             events = progress.add([], verdict)
-            verifier.settle(progress.confirmed)
+            verifier.rewind_to_confirmed(progress.confirmed)
             clock.stop()
             with clock.paused():
                 yield from events
     finally:
         if started:
-            verifier.finish(progress.confirmed)
+            verifier.release(progress.confirmed)

@@ -17,18 +17,19 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
-from pdevis.config import AUTO, DecodeConfig, Draft
+from pdevis.config import AUTO, DecodeConfig
+from pdevis.generation import Draft
 
-MOST = 16  # draft tokens of a round at most
-FIRST = 2  # draft tokens of the very first round, before anything is known
-RECENT = 9  # timings of a kind that are remembered
-KEEP = 0.98  # what a round leaves of the weight of those before it
+MAX_GAMMA = 16  # draft tokens of a round at most
+INITIAL_GAMMA = 2  # draft tokens of the very first round, before anything is known
+TIMING_WINDOW = 9  # timings of a kind that are remembered
+DECAY = 0.98  # what a round leaves of the weight of those before it
 PRIOR = 0.7  # acceptance before anything is known, worth PRIOR_WEIGHT observations
 PRIOR_WEIGHT = 4.0
 BINS = 8  # of the drafter's confidence
 PROBE_SHARE = 0.015  # of plain decoding's time that trying out speculation again may take
-CLOSE = 1.3  # a speedup below this is close enough to 1 to keep an eye on plain decoding's own time
-PLAIN_EVERY = 64  # rounds between two looks at it
+NEAR_BREAK_EVEN = 1.3  # a speedup below this is close enough to 1 to keep an eye on plain decoding's own time
+PLAIN_PROBE_INTERVAL = 64  # rounds between two looks at it
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class GammaPolicy(Protocol):
     rule: StoppingRule | None  # of the round that has been opened; None: draft all tokens
     falls_back: bool  # whether this round is plain because drafting does not pay
 
-    def open(self, limit: int) -> int:
+    def choose(self, limit: int) -> int:
         """Draft tokens of the round that begins, at most `limit` (>= 1); 0: decode plainly."""
         ...
 
-    def close(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
+    def observe(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
         """Learn from the round that ends."""
         ...
 
@@ -64,10 +65,10 @@ class FixedGamma:
     def __init__(self, gamma: int) -> None:
         self.gamma = gamma
 
-    def open(self, limit: int) -> int:
+    def choose(self, limit: int) -> int:
         return min(self.gamma, limit)
 
-    def close(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
+    def observe(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
         pass
 
 
@@ -111,19 +112,19 @@ class RoundCosts:
         """Tokens per second at γ; 0 is plain decoding."""
         return self.expected_tokens(gamma) / (gamma * self.draft_seconds + self.verify(gamma + 1))
 
-    def best_gamma(self, most: int = MOST) -> int:
+    def best_gamma(self, most: int = MAX_GAMMA) -> int:
         return max(range(most + 1), key=self.rate)
 
 
 @dataclass
-class _Share:
+class DecayedRate:
     """A running acceptance: successes and trials, the older the lighter."""
 
     passed: float = 0.0
     tested: float = 0.0
 
     def add(self, passed: bool) -> None:
-        self.passed, self.tested = KEEP * self.passed + passed, KEEP * self.tested + 1
+        self.passed, self.tested = DECAY * self.passed + passed, DECAY * self.tested + 1
 
     def estimate(self, prior: float) -> float:
         return (self.passed + PRIOR_WEIGHT * prior) / (self.tested + PRIOR_WEIGHT)
@@ -143,11 +144,11 @@ class StoppingRule:
     costs: RoundCosts | None
     rate: float
     limit: int
-    bins: tuple[_Share, ...]
+    bins: tuple[DecayedRate, ...]
     drafted: int = 0
     reach: float = 1.0  # the probability that all tokens so far are accepted
 
-    def goes_on(self, confidence: float) -> bool:
+    def should_continue(self, confidence: float) -> bool:
         """Whether to draft another token, after one that the drafter gave this probability."""
         self.drafted += 1
         if self.costs is None:
@@ -164,7 +165,7 @@ class StoppingRule:
 
 
 def _recent() -> deque[float]:
-    return deque(maxlen=RECENT)
+    return deque(maxlen=TIMING_WINDOW)
 
 
 @dataclass
@@ -179,29 +180,29 @@ class AutoGamma:
     rule: StoppingRule | None = field(default=None, init=False)
     _drafts: deque[float] = field(default_factory=_recent, init=False)
     _verifies: dict[int, deque[float]] = field(default_factory=dict, init=False)
-    _positions: list[_Share] = field(default_factory=lambda: [_Share() for _ in range(MOST)], init=False)
-    _bins: list[_Share] = field(default_factory=lambda: [_Share() for _ in range(BINS)], init=False)
+    _positions: list[DecayedRate] = field(default_factory=lambda: [DecayedRate() for _ in range(MAX_GAMMA)], init=False)
+    _bins: list[DecayedRate] = field(default_factory=lambda: [DecayedRate() for _ in range(BINS)], init=False)
     _since_plain: int = field(default=0, init=False)  # rounds
     _since_draft: int = field(default=0, init=False)
     _pause: int = field(default=0, init=False)  # plain rounds before speculation is tried out again
     falls_back: bool = field(default=False, init=False)  # whether this round is plain because drafting does not pay
 
-    def open(self, limit: int) -> int:
-        limit = min(limit, MOST)
+    def choose(self, limit: int) -> int:
+        limit = min(limit, MAX_GAMMA)
         costs = self._measured()
         self.falls_back = False
         self.rule = StoppingRule(costs, costs.rate(costs.best_gamma()) if costs else 0.0, limit, tuple(self._bins))
         if costs is None:
-            return min(FIRST, limit)
+            return min(INITIAL_GAMMA, limit)
         if costs.best_gamma() == 0:
             self.falls_back = self._since_draft < self._pause
-            return 0 if self.falls_back else min(FIRST, limit)
+            return 0 if self.falls_back else min(INITIAL_GAMMA, limit)
         unseen = 1 not in costs.verify_seconds
-        if unseen or (self.rule.rate < CLOSE * costs.rate(0) and self._since_plain >= PLAIN_EVERY):
+        if unseen or (self.rule.rate < NEAR_BREAK_EVEN * costs.rate(0) and self._since_plain >= PLAIN_PROBE_INTERVAL):
             return 0
         return limit
 
-    def close(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
+    def observe(self, draft: Draft, accepted: int, times: RoundTimes) -> None:
         drafted = len(draft.ids)
         self._verifies.setdefault(drafted + 1, _recent()).append(times.verify)
         if not drafted:
@@ -213,14 +214,14 @@ class AutoGamma:
             self._drafts.append(times.draft / draft.steps)
         for place in range(min(accepted + 1, drafted)):
             passed = place < accepted
-            self._positions[min(place, MOST - 1)].add(passed)
+            self._positions[min(place, MAX_GAMMA - 1)].add(passed)
             if place < len(draft.confidences):
                 self._bins[_bin(draft.confidences[place])].add(passed)
         costs = self._measured()
         if costs and costs.best_gamma() == 0:  # how long to keep away from it, so that trying costs little
             plain = costs.verify(1)
             lost = max(times.start + times.draft + times.verify - (accepted + 1) * plain, 0.0)
-            self._pause = max(int(lost / (PROBE_SHARE * plain)), 2 * FIRST)
+            self._pause = max(int(lost / (PROBE_SHARE * plain)), 2 * INITIAL_GAMMA)
 
     def _measured(self) -> RoundCosts | None:
         """The costs so far; None before the first draft, where no profile told them."""

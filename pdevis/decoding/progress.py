@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pdevis.config import DecodeConfig, DecodeStats, TokenEvent, Verdict
+from pdevis.config import DecodeConfig
+from pdevis.generation import DecodeStats, TokenEvent, Verdict
 
 
 class Progress:
@@ -64,7 +65,7 @@ class Progress:
 
 
 @dataclass
-class Spent:
+class Elapsed:
     """The length of one phase."""
 
     seconds: float = 0.0
@@ -80,9 +81,9 @@ class Clock:
         self.outside = 0.0  # spent by the consumer between two events
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[Spent]:
+    def phase(self, name: str) -> Iterator[Elapsed]:
         """Add what happens inside to `stats.<name>_seconds`; what is yielded says afterwards how long it took."""
-        spent, begin = Spent(), self._now()
+        spent, begin = Elapsed(), self._now()
         try:
             yield spent
         finally:

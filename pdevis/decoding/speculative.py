@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pdevis.config import DecodeConfig, DecodeStats, Draft, TokenEvent
+from pdevis.config import DecodeConfig
 from pdevis.decoding.gamma import GammaPolicy, RoundTimes, gamma_policy
-from pdevis.decoding.progress import Clock, Progress, Spent
+from pdevis.decoding.progress import Clock, Elapsed, Progress
 from pdevis.decoding.sampling import Sampler
 from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats, Draft, TokenEvent
 
 
 def speculative(
@@ -36,7 +37,7 @@ def speculative(
     policy = policy or gamma_policy(config)
     progress = Progress(prompt, config, verifier.model.context_length, stats)
     clock = Clock(stats, verifier.model.device, drafter.model.device)
-    judge = Sampler(config, verifier.model.device, stream=1)
+    target_sampler = Sampler(config, verifier.model.device, stream=1)
     started: list[Verifier | Drafter] = []  # only their caches hold this prompt
     if progress.done:
         return
@@ -48,21 +49,21 @@ def speculative(
             verifier.start(prompt, config.reuse_prefix)
             started.append(verifier)
         while not progress.done:
-            draft, starting, drafting = Draft([]), Spent(), Spent()
+            draft, starting, drafting = Draft([]), Elapsed(), Elapsed()
             # A drafter with a shorter context than the target stops helping at its end.
             limit = min(progress.room, drafter.model.context_length - len(progress.confirmed))
-            gamma = policy.open(limit) if limit > 0 else 0
+            gamma = policy.choose(limit) if limit > 0 else 0
             if gamma > 0:
                 if drafter not in started:
                     with clock.phase("prefill") as starting:
                         drafter.start(progress.confirmed, config)
                         started.append(drafter)
                 with clock.phase("draft") as drafting:
-                    goes_on = policy.rule.goes_on if policy.rule else None
+                    should_continue = policy.rule.should_continue if policy.rule else None
                     room = limit if config.overlap else 0
-                    draft = drafter.draft(progress.confirmed, gamma, goes_on, room)
+                    draft = drafter.draft(progress.confirmed, gamma, should_continue, room)
             with clock.phase("verify") as verifying:
-                verdict = verifier.verify(progress.confirmed, draft, judge)
+                verdict = verifier.verify(progress.confirmed, draft, target_sampler)
             events = progress.add(draft.ids, verdict)
             stats.draft_steps += draft.steps
             stats.skipped += draft.skipped
@@ -75,12 +76,12 @@ def speculative(
             if limit > 0:
                 stats.fallback_rounds += policy.falls_back
                 own = drafting.seconds if draft.seconds is None else draft.seconds
-                policy.close(draft, verdict.accepted, RoundTimes(own, verifying.seconds, starting.seconds))
+                policy.observe(draft, verdict.accepted, RoundTimes(own, verifying.seconds, starting.seconds))
             for side in started:
-                side.settle(progress.confirmed)
+                side.rewind_to_confirmed(progress.confirmed)
             clock.stop()
             with clock.paused():
                 yield from events
     finally:
         for side in started:
-            side.finish(progress.confirmed)
+            side.release(progress.confirmed)

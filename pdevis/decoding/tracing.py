@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from pdevis.config import DecodeConfig, Draft
-from pdevis.loading.weight_reader import unsupported
+from pdevis.config import DecodeConfig
+from pdevis.generation import Draft
+from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.trace import ExactPass, Sizes, TraceWriter, band
 
 
@@ -32,7 +33,7 @@ class Tracer:
         Raises:
             ValueError: for a drafter whose hidden states cannot be seen.
         """
-        if reason := unsupported(config):
+        if reason := unsupported_reason(config):
             raise ValueError(f"--trace {self.writer.path}: needs a drafter that runs layer by layer, not {reason}")
         hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         size = getattr(config, "head_dim", None) or hidden // heads

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pdevis.config import Draft, Verdict
 from pdevis.decoding.sampling import Sampler, distribution, residual
-from pdevis.drafting.drafter import start_cache
+from pdevis.drafting.drafter import load_prompt
+from pdevis.generation import Draft, Verdict
 from pdevis.models.stack import CausalLM
 
 
@@ -24,7 +24,7 @@ class Verifier:
     @torch.inference_mode()
     def start(self, prompt: list[int], reuse: bool) -> None:
         """Bring the cache to the prompt without its last token."""
-        start_cache(self.model, prompt, reuse, self.model.prefill)
+        load_prompt(self.model, prompt, reuse, self.model.prefill)
 
     @torch.inference_mode()
     def verify(self, confirmed: list[int], draft: Draft, sampler: Sampler) -> Verdict:
@@ -35,12 +35,12 @@ class Verifier:
             return accept_greedy(draft, logits)
         return accept_sampled(draft, distribution(logits, sampler.config), sampler)
 
-    def settle(self, confirmed: list[int]) -> None:
+    def rewind_to_confirmed(self, confirmed: list[int]) -> None:
         """Rewind to the confirmed tokens but the last, which the next forward begins with."""
         self.model.rewind(min(self.model.length, len(confirmed) - 1))
         self.model.tokens = confirmed[: self.model.length]
 
-    finish = settle  # nothing approximate is left behind
+    release = rewind_to_confirmed  # nothing approximate is left behind
 
 
 def accept_greedy(draft: Draft, logits: Tensor) -> Verdict:

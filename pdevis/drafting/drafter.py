@@ -15,9 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pdevis.config import DecodeConfig, Draft, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.sampling import Sampler, distribution
-from pdevis.drafting.engine import DraftEngine, DraftStep, LaneExecutor, likeliest
+from pdevis.drafting.engine import DraftEngine, DraftStep, LaneExecutor, argmax_logprob
+from pdevis.generation import Draft
 from pdevis.loading.load_spec import check_mode
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.stack import CausalLM, DecoderStack
@@ -32,7 +33,7 @@ class Engine(Protocol):
 
     def read(self, ids: Tensor) -> None: ...
 
-    def agree(self, ids: Tensor) -> Tensor: ...
+    def broadcast_token(self, ids: Tensor) -> Tensor: ...
 
 
 class PlainEngine:
@@ -52,16 +53,16 @@ class PlainEngine:
         return h  # a forward brings them already
 
     def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-        return likeliest(h[0, :vocab])
+        return argmax_logprob(h[0, :vocab])
 
-    def agree(self, ids: Tensor) -> Tensor:
+    def broadcast_token(self, ids: Tensor) -> Tensor:
         return ids
 
 
 def resolve_rule(
-    config: DraftConfig, reachable: bool, tuned: str | None = None, devices: int = 1, cut: bool = False
+    config: DraftConfig, has_sublayer_access: bool, tuned: str | None = None, devices: int = 1, cut: bool = False
 ) -> DraftConfig:
-    """What settings with the mode "auto" become for a drafter whose sublayers are `reachable`, or not.
+    """What settings with the mode "auto" become for a drafter whose sublayers are `has_sublayer_access`, or not.
 
     "auto" is parallel on several devices, with one MLP at a time where those are `cut` between the devices: more bring
     nothing there and cost acceptance (docs/performance.md). On one device it is what a profile has found (`tuned`),
@@ -70,13 +71,13 @@ def resolve_rule(
     Raises:
         ValueError: for skip or parallel on a model whose sublayers cannot be reached.
     """
-    check_mode(config.mode, reachable)
+    check_mode(config.mode, has_sublayer_access)
     if config.mode != "auto":
         return config
     if devices > 1:
         lanes = config.mlp_window or (1 if cut else None)
         return replace(config, mode="parallel", mlp_window=lanes)
-    return replace(config, mode=tuned if tuned and reachable else "exact")
+    return replace(config, mode=tuned if tuned and has_sublayer_access else "exact")
 
 
 class Drafter:
@@ -107,27 +108,27 @@ class Drafter:
         self.traced = traced and stack
         self.engine: Engine = DraftEngine(model, config, lanes) if stack else PlainEngine(model)
         self.approximate = config.mode != "exact"  # a draft's cache entries are
-        self.redo = self.approximate and config.calibrate
-        self.exact_length = 0  # entries from the front that an exact pass has written
+        self.recalibrates = self.approximate and config.calibrate
+        self.exact_prefix = 0  # entries from the front that an exact pass has written
         self.sampler = Sampler(DecodeConfig(), model.device)
         self.eos: frozenset[int] = frozenset()
-        self._certain: list[Tensor] = []  # log-probabilities [1] of the last draft's tokens
+        self._logprobs: list[Tensor] = []  # log-probabilities [1] of the last draft's tokens
 
     @torch.inference_mode()
     def start(self, prompt: list[int], config: DecodeConfig) -> None:
         """Begin a generation: bring the cache to the prompt without its last token. `eos_ids` must be set."""
         self.sampler = Sampler(config, self.model.device, stream=0)
         self.eos = frozenset(config.eos_ids or ())
-        start_cache(self.model, self._known(prompt), config.reuse_prefix, self.engine.read)
-        self.exact_length = self.model.length
+        load_prompt(self.model, self._known(prompt), config.reuse_prefix, self.engine.read)
+        self.exact_prefix = self.model.length
 
     @torch.inference_mode()
     def draft(
-        self, confirmed: list[int], gamma: int, goes_on: Callable[[float], bool] | None = None, room: int = 0
+        self, confirmed: list[int], gamma: int, should_continue: Callable[[float], bool] | None = None, room: int = 0
     ) -> Draft:
         """At most γ >= 1 tokens to follow the confirmed ones, of which at least the last is not in the cache yet.
 
-        `goes_on` is told the probability of each token but the last, and may end the draft behind it.
+        `should_continue` is told the probability of each token but the last, and may end the draft behind it.
         The draft ends with an EOS: nothing behind it could be used. On CPU drafting stops there; elsewhere looking
         at a token would wait for the device, so the tokens behind it are drafted and cut off (and counted in `steps`).
         """
@@ -137,11 +138,11 @@ class Drafter:
             self.engine.steps, self.engine.passes = 0, []
         ids = torch.tensor(self._known(confirmed[self.model.length :]), device=self.model.device)
         chosen, probs, confidences, skipped, depth = [], [], [], 0.0, 0
-        self._certain = []
+        self._logprobs = []
         for drafted in range(gamma):
-            if drafted == 0 and self.redo:
+            if drafted == 0 and self.recalibrates:
                 step = self.engine.exact(ids)
-                self.exact_length = self.model.length
+                self.exact_prefix = self.model.length
             else:
                 step = self.engine.draft(ids)
             if sampler.config.greedy:
@@ -149,16 +150,16 @@ class Drafter:
             else:
                 probs.append(distribution(step.logits[None, : self.vocab], sampler.config)[0])
                 ids = sampler.draw(probs[-1])
-            ids = self.engine.agree(ids)
+            ids = self.engine.broadcast_token(ids)
             chosen.append(ids)
-            self._certain.append(probs[-1][ids].log() if probs else certain)
+            self._logprobs.append(probs[-1][ids].log() if probs else certain)
             skipped += step.skipped
             depth += step.depth
             if self.model.device.type == "cpu" and int(ids) in eos:
                 break
-            if goes_on and drafted + 1 < gamma:
-                confidences.append(float(self._certain[-1].exp()))
-                if not goes_on(confidences[-1]):
+            if should_continue and drafted + 1 < gamma:
+                confidences.append(float(self._logprobs[-1].exp()))
+                if not should_continue(confidences[-1]):
                     break
         tokens = torch.cat(chosen).tolist()
         used = next((place + 1 for place, token in enumerate(tokens) if token in eos), len(tokens))
@@ -169,7 +170,7 @@ class Drafter:
     def confidence(self) -> float:
         """The drafter's own probability that all tokens of its last draft are right; 1 when sampling, where the
         probability of a token says little about its acceptance."""
-        return float(torch.cat(self._certain).sum().exp()) if self.sampler.config.greedy else 1.0
+        return float(torch.cat(self._logprobs).sum().exp()) if self.sampler.config.greedy else 1.0
 
     @torch.inference_mode()
     def guess(self, confirmed: list[int]) -> tuple[int, float]:
@@ -178,31 +179,31 @@ class Drafter:
 
         Brings the cache to all of `confirmed`; exactly where drafts are approximate.
         """
-        if self.redo:
-            self.model.rewind(min(self.model.length, self.exact_length))
+        if self.recalibrates:
+            self.model.rewind(min(self.model.length, self.exact_prefix))
         ids = torch.tensor(self._known(confirmed[self.model.length :]), device=self.model.device)
-        step = self.engine.exact(ids) if self.redo else self.engine.draft(ids)
-        if self.redo:
-            self.exact_length = self.model.length
+        step = self.engine.exact(ids) if self.recalibrates else self.engine.draft(ids)
+        if self.recalibrates:
+            self.exact_prefix = self.model.length
         ids, certain = step.best(self.vocab)
-        return int(self.engine.agree(ids)), float(certain.exp())
+        return int(self.engine.broadcast_token(ids)), float(certain.exp())
 
-    def settle(self, confirmed: list[int]) -> None:
+    def rewind_to_confirmed(self, confirmed: list[int]) -> None:
         """Rewind to what is right for the confirmed tokens, the last of which the cache never needs.
 
         Entries of accepted draft tokens stay where they count as exact; else the next round's first pass redoes them.
         """
         keep = min(self.model.length, len(confirmed) - 1)
-        if self.redo:
-            keep = self.exact_length = min(keep, self.exact_length)
+        if self.recalibrates:
+            keep = self.exact_prefix = min(keep, self.exact_prefix)
         self.model.rewind(keep)
         self.model.tokens = self._known(confirmed[:keep])
 
-    def finish(self, confirmed: list[int]) -> None:
+    def release(self, confirmed: list[int]) -> None:
         """Leave nothing approximate behind: the next generation may share this one's prefix."""
-        self.settle(confirmed)
+        self.rewind_to_confirmed(confirmed)
         if self.approximate:
-            self.model.rewind(min(self.model.length, self.exact_length))
+            self.model.rewind(min(self.model.length, self.exact_prefix))
 
     def _known(self, ids: list[int]) -> list[int]:
         """Ids as this model can read them: a target with a larger vocabulary may write ids that it lacks."""
@@ -210,7 +211,7 @@ class Drafter:
         return [min(token, last) for token in ids]
 
 
-def start_cache(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[[Tensor], None]) -> None:
+def load_prompt(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[[Tensor], None]) -> None:
     """Bring a model's cache to the prompt without its last token, from its shared prefix or from nothing; `read`
     appends tokens to it."""
     wanted = prompt[:-1]

@@ -16,9 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pdevis.config import DraftConfig, TracedPass
+from pdevis.config import DraftConfig
 from pdevis.drafting.divergence import similarity, similarity_matrix
 from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan
+from pdevis.generation import TracedPass
 from pdevis.models.stack import CHUNK, DecoderStack, Step
 
 
@@ -53,7 +54,7 @@ class DraftStep:
         return self.head.best(self.hidden, vocab)
 
 
-def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+def argmax_logprob(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of logits [V]: the first of the largest [1], and its log-probability [1]."""
     best = logits.argmax(-1, keepdim=True)
     return best, logits[best].float() - logits.float().logsumexp(-1)
@@ -77,7 +78,7 @@ class LaneExecutor(OutputHead, Protocol):
 
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]: ...
 
-    def agree(self, ids: Tensor) -> Tensor:
+    def broadcast_token(self, ids: Tensor) -> Tensor:
         """The first device's choice of the next token [1]."""
         ...
 
@@ -100,9 +101,9 @@ class LocalLanes:
         return [self.stack.mlp(layer, h) for layer, h in zip(layers, inputs, strict=True)]
 
     def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-        return likeliest(self.stack.logits(h)[0, :vocab])
+        return argmax_logprob(self.stack.logits(h)[0, :vocab])
 
-    def agree(self, ids: Tensor) -> Tensor:
+    def broadcast_token(self, ids: Tensor) -> Tensor:
         return ids
 
 
@@ -124,7 +125,7 @@ class DraftEngine:
         self.free = free_layers(self.layers, config)
         self.always = config.threshold < -1  # no cosine is below
         self.schedule = exact_schedule(self.layers)
-        self.agree = self.lanes.agree
+        self.broadcast_token = self.lanes.broadcast_token
         self.most = CHUNK // config.attention_lanes  # tokens of a forward under a rule
         self.steps = 0  # drafter forwards of the round
         self.passes: list[TracedPass] | None = None  # of the round, where they are traced
@@ -231,5 +232,5 @@ class DraftEngine:
             h = states[kept - 1]
             layer += kept
             depth += group.depth
-            skipped += Group(group.layers[:kept], group.mlp_lanes).beside
+            skipped += Group(group.layers[:kept], group.mlp_lanes).layers_overlapped
         return h, skipped, depth

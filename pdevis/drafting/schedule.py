@@ -25,7 +25,7 @@ class Group:
         return 1 + -(-len(self.layers) // self.mlp_lanes)
 
     @property
-    def beside(self) -> float:
+    def layers_overlapped(self) -> float:
         """Layers run beside another: half a layer for each sublayer step saved."""
         return len(self.layers) - self.depth / 2
 
@@ -44,7 +44,7 @@ class Schedule:
     @cached_property
     def skipped(self) -> float:
         """Layers taken off the serial path: dropped, or run beside another."""
-        return len(self.dropped) + sum(group.beside for group in self.groups)
+        return len(self.dropped) + sum(group.layers_overlapped for group in self.groups)
 
 
 def exact_schedule(layers: int) -> Schedule:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.generation import DecodeStats
 from pdevis.lm_eval.arguments import read_request, sort_settings
 from pdevis.lm_eval.scoring import Scorer
 from pdevis.lm_eval.stops import read_until

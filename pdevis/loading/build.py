@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pdevis.config import RANKS
-from pdevis.devices import Place, beside, find_places, use_cores
+from pdevis.devices import DeviceSlot, find_device_slots, split_cores, use_cores
 from pdevis.loading.catalog import ModelLoadError
 from pdevis.loading.checkpoint import (
     check_same_tokenizer,
@@ -18,12 +18,12 @@ from pdevis.loading.checkpoint import (
     read_model,
     read_tokenizer,
     stop_ids,
-    told,
+    translate_load_errors,
 )
 from pdevis.loading.device_map import Spread, TensorParallel, read_sharded_model, read_spread_model
 from pdevis.loading.load_spec import (
     SELF,
-    Plan,
+    LoadSpec,
     check_draft_vocab,
     check_lanes,
     check_mode,
@@ -32,8 +32,8 @@ from pdevis.loading.load_spec import (
 )
 from pdevis.loading.progress_bars import without_bars
 from pdevis.loading.safetensors_stream import stream_model
-from pdevis.loading.shard_spec import WHOLE, Share
-from pdevis.loading.weight_reader import FAMILIES, read_weights, unsupported
+from pdevis.loading.shard_spec import WHOLE, ShardSpec
+from pdevis.loading.weight_reader import FAMILIES, read_weights, unsupported_reason
 from pdevis.models.compiled import compile_stack
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.linear import resolve_precision, storage_dtype
@@ -46,10 +46,10 @@ class Built:
     """What `build_pair` hands to the façade; a drafter that is to run elsewhere is a plan still."""
 
     target: CausalLM
-    drafter: CausalLM | Plan
+    drafter: CausalLM | LoadSpec
     channel: RankChannel | None  # to the other ranks of torchrun
-    draft_plan: Plan
-    draft_places: list[Place]
+    draft_plan: LoadSpec
+    draft_places: list[DeviceSlot]
     tokenizer: Any
     eos_ids: tuple[int, ...]
     labels: dict[str, Any]
@@ -75,8 +75,8 @@ def build_pair(
     target_place, spread = find_target(target_device)
     follows = isinstance(spread, Ranks) and spread.rank > 0  # rank 0 speaks, and has the drafter unless all ranks do
     say = (lambda line: None) if follows else say
-    places = [target_place] if on_ranks else find_places(draft_device, "draft_device")
-    target_cores, places = beside(target_place, places) if overlap and not spread else (None, places)
+    places = [target_place] if on_ranks else find_device_slots(draft_device, "draft_device")
+    target_cores, places = split_cores(target_place, places) if overlap and not spread else (None, places)
     away = follows or overlap or on_ranks or len(places) > 1 or places[0].core is not None
     devices = target_place.device, places[0].device
     formats = [
@@ -87,9 +87,9 @@ def build_pair(
     draft_source = target_source if own else find_source(drafter, say)
     target_config = read_config(target_source)
     draft_config = target_config if own else read_config(draft_source)
-    check_mode(mode, not unsupported(draft_config))
+    check_mode(mode, not unsupported_reason(draft_config))
     check_lanes(draft_device, places, draft_config)
-    for_target = Plan(
+    for_target = LoadSpec(
         target,
         "target",
         target_source,
@@ -98,7 +98,7 @@ def build_pair(
         fit_precision(target_precision, formats[0], target_config, "target_precision", spread is not None),
         spread=spread,
     )
-    for_drafter = Plan(
+    for_drafter = LoadSpec(
         drafter,
         "drafter",
         draft_source,
@@ -113,7 +113,7 @@ def build_pair(
     if target_cores or target_place.core is not None:
         use_cores(target_cores or [target_place.core])
     channel = RankChannel(spread) if isinstance(spread, Ranks) else None
-    draft_model: CausalLM | Plan = for_drafter
+    draft_model: CausalLM | LoadSpec = for_drafter
     if away or spread:
         target_model, generation_config = _load_one(for_target, say)
         if channel:
@@ -137,7 +137,7 @@ def build_pair(
     return Built(target_model, draft_model, channel, for_drafter, places, tokenizer, eos_ids, labels)
 
 
-def build_model(plan: Plan, share: Share = WHOLE, compile: bool = False) -> CausalLM:
+def build_model(plan: LoadSpec, share: ShardSpec = WHOLE, compile: bool = False) -> CausalLM:
     """One model, or one device's share of it."""
     with without_bars():
         loaded = _read(plan, storage_dtype(plan.precision), lambda line: None)
@@ -147,22 +147,22 @@ def build_model(plan: Plan, share: Share = WHOLE, compile: bool = False) -> Caus
     return model
 
 
-def _load_one(plan: Plan, say: Callable[[str], None]) -> tuple[CausalLM, Any]:
+def _load_one(plan: LoadSpec, say: Callable[[str], None]) -> tuple[CausalLM, Any]:
     loaded = _read(plan, storage_dtype(plan.precision), say)
     generation_config = loaded.generation_config
     return _wrap(loaded, plan, consume=True), generation_config
 
 
-def _load_two(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
+def _load_two(target: LoadSpec, drafter: LoadSpec, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
     draft_model, _ = _load_one(drafter, say)
     target_model, generation_config = _load_one(target, say)
     return target_model, draft_model, generation_config
 
 
-def _load_own(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
+def _load_own(target: LoadSpec, drafter: LoadSpec, say: Callable[[str], None]) -> tuple[CausalLM, CausalLM, Any]:
     """Both from one reading of the weights, which are shared where format and device are the same."""
     same = (target.precision, target.device, None) == (drafter.precision, drafter.device, drafter.head_rows)
-    if unsupported(target.config) and not same:
+    if unsupported_reason(target.config) and not same:
         return _load_two(target, drafter, say)
     dtypes = {storage_dtype(target.precision), storage_dtype(drafter.precision)}
     loaded = _read(target, dtypes.pop() if len(dtypes) == 1 else torch.float32, say)
@@ -176,24 +176,24 @@ def _load_own(target: Plan, drafter: Plan, say: Callable[[str], None]) -> tuple[
     return target_model, draft_model, loaded.generation_config
 
 
-def _read(plan: Plan, dtype: torch.dtype, say: Callable[[str], None]) -> Any:
+def _read(plan: LoadSpec, dtype: torch.dtype, say: Callable[[str], None]) -> Any:
     say(f"loading the {plan.role}, {plan.name} ({plan.precision} on {plan.spread or plan.device})")
     if isinstance(plan.spread, Spread):
         return read_spread_model(plan.source, storage_dtype(plan.precision), plan.spread)
     if isinstance(plan.spread, Ranks):
         return read_sharded_model(plan.source, storage_dtype(plan.precision))
-    if unsupported(plan.config):
+    if unsupported_reason(plan.config):
         return read_model(plan.source, dtype, plan.device, nf4=plan.precision == "nf4")
-    with told(plan.source, "weights"):
+    with translate_load_errors(plan.source, "weights"):
         streamed = stream_model(plan.source, plan.config)
     # A stack takes the weights to its device layer by layer.
     return streamed or read_model(plan.source, dtype, torch.device("cpu"))
 
 
-def _wrap(loaded: Any, plan: Plan, consume: bool, share: Share = WHOLE) -> CausalLM:
+def _wrap(loaded: Any, plan: LoadSpec, consume: bool, share: ShardSpec = WHOLE) -> CausalLM:
     if plan.whole:
         return HFCausalLM(loaded, plan.precision)
-    with told(plan.source, "weights"):  # this is where they reach their device and format
+    with translate_load_errors(plan.source, "weights"):  # this is where they reach their device and format
         how = {"head_rows": plan.head_rows, "share": share, "drafter": plan.role == "drafter"}
         return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume, **how))
 
@@ -201,7 +201,7 @@ def _wrap(loaded: Any, plan: Plan, consume: bool, share: Share = WHOLE) -> Causa
 def compile_pair(built: Built) -> None:
     """Have both models' forwards compiled. Raises ValueError for a model that runs through transformers."""
     for role, model in (("target", built.target), ("drafter", built.drafter)):
-        stack = not unsupported(model.config) if isinstance(model, Plan) else isinstance(model, DecoderStack)
+        stack = not unsupported_reason(model.config) if isinstance(model, LoadSpec) else isinstance(model, DecoderStack)
         if not stack:
             one = f"{', '.join(FAMILIES)} with full attention, a target on one device"
             raise ValueError(f"compile = True: only for {one}; not for this {role}")

@@ -63,7 +63,7 @@ def resolve(name: str | os.PathLike[str]) -> Source:
     """What a model name stands for; a key comes before a folder of the same name ("./name" means the folder).
 
     Raises:
-        ModelLoadError: for a key that is not in the catalog (naming the nearest ones), or a path that is not there.
+        ModelLoadError: for a key that is not in the catalog (naming the nearest ones), or a path that does not exist.
     """
     text = os.fspath(name)
     if not text.strip():

@@ -32,7 +32,7 @@ def check_device(name: str | None) -> torch.device:
     """The device of that name, with its index; None: cuda where there is one, else cpu.
 
     Raises:
-        ModelLoadError: for a name that is no device, or a device that is not there.
+        ModelLoadError: for a name that is no device, or a device that does not exist.
     """
     there = _devices()
     if name is None:
@@ -76,13 +76,13 @@ def find_source(name: str, on_progress: Callable[[str], None] | None = None) -> 
 def read_config(source: Source) -> Any:
     """The model's transformers config. Raises ModelLoadError where it is broken or of an unknown architecture."""
     options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    with told(source, "config"):
+    with translate_load_errors(source, "config"):
         return AutoConfig.from_pretrained(source.location, local_files_only=source.local_only, **options)
 
 
 def read_tokenizer(source: Source) -> Any:
     """The model's tokenizer. Raises ModelLoadError where it is missing or broken."""
-    with told(source, "tokenizer"):
+    with translate_load_errors(source, "tokenizer"):
         if source.gguf_file:
             return read_gguf_tokenizer(source.location, source.gguf_file, local_files_only=True)
         # Without this check, some families would silently get an empty vocabulary.
@@ -114,7 +114,7 @@ def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bo
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    with told(source, "weights"), without_bars() if source.local_only else nullcontext():
+    with translate_load_errors(source, "weights"), without_bars() if source.local_only else nullcontext():
         if source.gguf_file and nf4:
             raise ModelLoadError(f"model = {source.name!r}: nf4 is not for GGUF files; take another precision")
         if source.gguf_file:
@@ -175,7 +175,7 @@ def _quote(token: str | None) -> str:
 
 
 @contextmanager
-def told(source: Source, part: str) -> Iterator[None]:
+def translate_load_errors(source: Source, part: str) -> Iterator[None]:
     """Turn any error of the libraries into one line about this model."""
     try:
         yield

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from pdevis.loading.catalog import ModelLoadError, Source
-from pdevis.loading.checkpoint import check_device, read_config, read_model, told
+from pdevis.loading.checkpoint import check_device, read_config, read_model, translate_load_errors
 from pdevis.models.stack import CausalLM
 from pdevis.parallel.torchrun.process_group import RankChannel
 
@@ -61,7 +61,7 @@ def parse_devices(text: str | None, flag: str = "target_device") -> torch.device
     None and single names are as in `check_device`; so is "auto" without a GPU, where nothing can be spread.
 
     Raises:
-        ModelLoadError: for a device that is not there or is named twice, or a list with anything but GPUs.
+        ModelLoadError: for a device that does not exist or is named twice, or a list with anything but GPUs.
     """
     if text is not None and text.strip() == AUTO:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -93,7 +93,7 @@ def read_spread_model(source: Source, dtype: torch.dtype, devices: Spread) -> An
         ModelLoadError: where it does not fit, and for the same reasons as `read_model`.
     """
     config = read_config(source)
-    with told(source, "config"), torch.device("meta"):
+    with translate_load_errors(source, "config"), torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config, dtype=dtype)
     free = {device.index: _free_bytes(device) for device in devices.devices}
     if devices.auto:

@@ -57,7 +57,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def prepare(on_progress: Say | None = None) -> Path:
-    """The folder with the embedded model (safetensors, tokenizer, chat template), made if it is not there yet.
+    """The folder with the embedded model (safetensors, tokenizer, chat template), made if it does not exist yet.
 
     Starts at the same time each make their own copy, and the first one to finish wins.
 

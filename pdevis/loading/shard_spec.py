@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardSpec:
     """Every `size`-th layer, and one part of the output head's rows; of one device it is the whole.
 
     Args:
@@ -31,4 +31,4 @@ class Share:
         return self.rows(count, block) if self.cut else range(count)
 
 
-WHOLE = Share()
+WHOLE = ShardSpec()

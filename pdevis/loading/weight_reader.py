@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pdevis.loading.safetensors_stream import StreamedModel
-from pdevis.loading.shard_spec import WHOLE, Share
+from pdevis.loading.shard_spec import WHOLE, ShardSpec
 from pdevis.models.layers import MLP, Attention, Layer, StackWeights
 from pdevis.models.linear import DRAFTER_FORMATS, FORMATS, ROTATED, DenseLinear, Linear, storage_dtype
 from pdevis.models.norm import Norm, UnitNorm
@@ -29,7 +29,7 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not change with the length
 
 
-def unsupported(config: Any) -> str | None:
+def unsupported_reason(config: Any) -> str | None:
     """Why a transformers config cannot run on a `DecoderStack`; None where it can."""
     if config.model_type not in FAMILIES:
         return f"model type {config.model_type!r} (supported: {', '.join(FAMILIES)})"
@@ -54,7 +54,7 @@ def read_weights(
     consume: bool = False,
     rotate: bool | None = None,
     head_rows: int | None = None,
-    share: Share = WHOLE,
+    share: ShardSpec = WHOLE,
     drafter: bool = False,
 ) -> StackWeights:
     """Build the weights of a stack from a transformers model of a supported family.
@@ -73,7 +73,7 @@ def read_weights(
         ValueError: where the architecture is not one that a stack computes exactly, or there is no row for a device.
     """
     config = model.config
-    reason = unsupported(config)
+    reason = unsupported_reason(config)
     if reason:
         raise ValueError(f"{config.name_or_path or config.model_type}: DecoderStack does not support {reason}")
     streamed = isinstance(model, StreamedModel)

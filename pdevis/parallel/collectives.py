@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pdevis.loading.shard_spec import Share
+from pdevis.loading.shard_spec import ShardSpec
 
 
 class Dropped(Exception):
@@ -51,7 +51,7 @@ class Link(Protocol):
         ...
 
     def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
-        """Whole tensors [T, size] from this rank's columns of each, `Share.rows(size, block)`, and those of all others.
+        """Whole tensors [T, size] from this rank's columns of each, `ShardSpec.rows(size, block)`, and all others'.
 
         Where they stand, and what is raised: as for `share`.
         """
@@ -81,7 +81,7 @@ class Alone:
 class ProcessGroup:
     """A `Link` through torch.distributed: each rank fills in its items, and one all-reduce adds up zeros and items.
 
-    Dropping is looked at where rank 0 alone contributes integers (`agree`): anywhere else it would cost an exchange.
+    Dropping is looked at where rank 0 alone contributes integers (`broadcast_token`): elsewhere it costs an exchange.
     """
 
     fast = False
@@ -111,7 +111,7 @@ class ProcessGroup:
         return list(items.unbind())
 
     def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
-        widths = [len(Share(rank, self.size).rows(size, block)) for rank in range(self.size)]
+        widths = [len(ShardSpec(rank, self.size).rows(size, block)) for rank in range(self.size)]
         most, count = max(widths), len(mine)
         padded = [F.pad(part, (0, most - part.shape[1])) for part in mine]
         owners = [rank for rank in range(self.size) for _ in mine]

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from pdevis.config import DecodeConfig, Draft, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import Draft
 from pdevis.models.stack import CausalLM, DecoderStack
 from pdevis.parallel.collectives import Dropped, Link
 from pdevis.parallel.lanes import DeviceLanes
@@ -31,7 +32,7 @@ class Ahead:
 
     confirmed: list[int]
     gamma: int
-    goes_on: Callable[[float], bool] | None
+    should_continue: Callable[[float], bool] | None
     draft: Draft | None = None
     seconds: float = 0.0
 
@@ -69,7 +70,7 @@ class DraftService:
             "configure": self.configure,
             "start": self.start,
             "draft": self.draft,
-            "finish": self.finish,
+            "release": self.release,
             "forward": self.forward,
             "prefill": self.prefill,
             "rewind": self.rewind,
@@ -87,13 +88,13 @@ class DraftService:
         self.model.tokens = []
         self.drafter = Drafter(self.model, draft, self.target_vocab, self.lanes, traced)
         if self.lanes is None:  # a whole forward is what can be dropped
-            self.drafter.engine.agree = lambda ids: self.link.share([ids], [0], ids.shape, ids)[0]
+            self.drafter.engine.broadcast_token = lambda ids: self.link.share([ids], [0], ids.shape, ids)[0]
 
     def start(self, prompt: list[int], config: DecodeConfig) -> None:
         self.confirmed, self.config, self.idle = list(prompt), config, 0.0
         self.drafter.start(prompt, config)
 
-    def draft(self, added: list[int], gamma: int, goes_on: Callable[[float], bool] | None, room: int) -> Draft:
+    def draft(self, added: list[int], gamma: int, should_continue: Callable[[float], bool] | None, room: int) -> Draft:
         """The next draft. `room`: draft tokens that fit into this and the next round; 0: do not draft ahead."""
         begin = time.perf_counter()
         self.confirmed += added
@@ -102,13 +103,13 @@ class DraftService:
         if hit:
             draft = _cut(ahead.draft, gamma)
         else:
-            self.drafter.settle(self.confirmed)
-            draft = self.drafter.draft(self.confirmed, gamma, deepcopy(goes_on))  # a rule counts its tokens
+            self.drafter.rewind_to_confirmed(self.confirmed)
+            draft = self.drafter.draft(self.confirmed, gamma, deepcopy(should_continue))  # a rule counts its tokens
         seconds = ahead.seconds if hit else time.perf_counter() - begin
         idle, self.idle = self.idle, 0.0
         left = room - len(draft.ids) - 1
         if left > 0 and draft.ids[-1] not in (self.config.eos_ids or ()):
-            self.ahead = Ahead([*self.confirmed, *draft.ids], min(gamma, left), goes_on)
+            self.ahead = Ahead([*self.confirmed, *draft.ids], min(gamma, left), should_continue)
         probs = None if draft.probs is None else draft.probs.cpu().numpy()  # a tensor would travel as an open file
         return replace(draft, probs=probs, seconds=seconds, idle_seconds=idle, ahead=hit if ahead else None)
 
@@ -129,16 +130,16 @@ class DraftService:
                 self.ahead = None
             elif guess not in (self.config.eos_ids or ()):
                 begin = time.perf_counter()
-                ahead.draft = self.drafter.draft(ahead.confirmed, ahead.gamma, ahead.goes_on)
+                ahead.draft = self.drafter.draft(ahead.confirmed, ahead.gamma, ahead.should_continue)
                 ahead.seconds = time.perf_counter() - begin
         except Dropped:
             pass
         finally:
             self.link.dropping, self.link.unwanted = False, None
 
-    def finish(self, added: list[int]) -> None:
+    def release(self, added: list[int]) -> None:
         self.confirmed += added
-        self.drafter.finish(self.confirmed)
+        self.drafter.release(self.confirmed)
 
     @torch.inference_mode()
     def forward(self, ids: list[int]) -> Any:

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pdevis.drafting.engine import likeliest
-from pdevis.loading.shard_spec import Share
+from pdevis.drafting.engine import argmax_logprob
+from pdevis.loading.shard_spec import ShardSpec
 from pdevis.models.stack import CHUNK, DecoderStack, Step
 from pdevis.parallel.collectives import Link
 
@@ -42,7 +42,7 @@ class DeviceLanes:
         self.stack = stack
         self.link = link
         self.vocab = vocab
-        self.holds = Share(link.rank, link.size).holds
+        self.holds = ShardSpec(link.rank, link.size).holds
         self.cut = link.fast
         self.warms = self.cut and _part_bytes(stack, link.size) * link.size <= _cache_bytes() // 2
         self.layers = len(stack.layers)
@@ -99,9 +99,9 @@ class DeviceLanes:
         start = self.stack.weights.head_start
         part = self.stack.logits(h)[0, : max(vocab - start, 0)]
         if self.link.size == 1:
-            return likeliest(part)
+            return argmax_logprob(part)
         if len(part):
-            place, certain = likeliest(part)
+            place, certain = argmax_logprob(part)
             value = part[place].double()
             found = torch.cat([value, place + float(start), value - certain])  # float64 counts ids exactly
         else:
@@ -111,7 +111,7 @@ class DeviceLanes:
         certain = parts[first, :1] - parts[:, 2].logsumexp(0)
         return parts[first, 1:2].long(), certain.float()
 
-    def agree(self, ids: Tensor) -> Tensor:
+    def broadcast_token(self, ids: Tensor) -> Tensor:
         return self.link.share([ids] if self.link.rank == 0 else [], [0], ids.shape, ids)[0].clone()
 
     def _share(self, mine: list[Tensor], layers: Sequence[int], like: Tensor) -> list[Tensor]:

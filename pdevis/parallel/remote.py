@@ -12,12 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pdevis.config import RANKS, DecodeConfig, Draft, DraftConfig
+from pdevis.config import RANKS, DecodeConfig, DraftConfig
+from pdevis.generation import Draft
 from pdevis.loading.build import Built
-from pdevis.loading.load_spec import Plan
+from pdevis.loading.load_spec import LoadSpec
 from pdevis.models.stack import CausalLM
-from pdevis.parallel.torchrun.torchrun_drafter import RankDrafter
-from pdevis.parallel.worker_pool import WorkerError, Workers
+from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
+from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 
 
 class RemoteModel:
@@ -25,7 +26,7 @@ class RemoteModel:
 
     device = torch.device("cpu")
 
-    def __init__(self, workers: Workers | RankDrafter) -> None:
+    def __init__(self, workers: WorkerPool | TorchrunDrafter) -> None:
         self.workers = workers
         self.vocab_size = workers.ready.vocab_size
         self.context_length = workers.ready.context_length
@@ -56,10 +57,10 @@ class RemoteModel:
 
 
 class RemoteDrafter:
-    """A `Drafter` whose work is done by `Workers`; the main process sends it what the target has confirmed."""
+    """A `Drafter` whose work is done by `WorkerPool`; the main process sends it what the target has confirmed."""
 
     def __init__(
-        self, workers: Workers | RankDrafter, config: DraftConfig, model: RemoteModel, traced: bool = False
+        self, workers: WorkerPool | TorchrunDrafter, config: DraftConfig, model: RemoteModel, traced: bool = False
     ) -> None:
         self.workers = workers
         self.concurrent = workers.concurrent
@@ -75,19 +76,19 @@ class RemoteDrafter:
         self._told = len(prompt)
 
     def draft(
-        self, confirmed: list[int], gamma: int, goes_on: Callable[[float], bool] | None = None, room: int = 0
+        self, confirmed: list[int], gamma: int, should_continue: Callable[[float], bool] | None = None, room: int = 0
     ) -> Draft:
         """As `Drafter.draft`. `room`: draft tokens that fit into this and the next round; 0: do not draft ahead."""
-        draft = self.workers.call("draft", self._news(confirmed), gamma, goes_on, room)
+        draft = self.workers.call("draft", self._news(confirmed), gamma, should_continue, room)
         return draft if draft.probs is None else replace(draft, probs=torch.from_numpy(draft.probs))
 
-    def settle(self, confirmed: list[int]) -> None:
+    def rewind_to_confirmed(self, confirmed: list[int]) -> None:
         """The next message says what was confirmed."""
 
-    def finish(self, confirmed: list[int]) -> None:
+    def release(self, confirmed: list[int]) -> None:
         if self.workers.alive:
             with suppress(WorkerError):  # the target's cache is to be rewound too; whoever drafts next is told
-                self.workers.send("finish", self._news(confirmed))
+                self.workers.send("release", self._news(confirmed))
 
     def _news(self, confirmed: list[int]) -> list[int]:
         news = confirmed[self._told :]
@@ -95,19 +96,19 @@ class RemoteDrafter:
         return news
 
 
-def start_drafter(built: Built, compile: bool, say: Callable[[str], None]) -> CausalLM | Workers | RankDrafter:
+def start_drafter(built: Built, compile: bool, say: Callable[[str], None]) -> CausalLM | WorkerPool | TorchrunDrafter:
     """The drafter of a pair, started where it is to run.
 
     On the ranks of torchrun but the first this does not return: they help until the first is done.
     """
-    model: CausalLM | Workers | RankDrafter | Plan = built.drafter
+    model: CausalLM | WorkerPool | TorchrunDrafter | LoadSpec = built.drafter
     where = built.labels["draft_device"]
-    if isinstance(model, Plan) and where == RANKS:
-        model = RankDrafter(built.channel, model, built.target.vocab_size)
+    if isinstance(model, LoadSpec) and where == RANKS:
+        model = TorchrunDrafter(built.channel, model, built.target.vocab_size)
     if built.channel and built.channel.ranks.rank > 0:
         built.channel.follow()
         raise SystemExit(0)
-    if isinstance(model, Plan):
+    if isinstance(model, LoadSpec):
         say(f"starting the drafter, {model.name} ({model.precision} on {where})")
-        model = Workers(model, built.draft_places, built.target.vocab_size, compile=compile)
+        model = WorkerPool(model, built.draft_places, built.target.vocab_size, compile=compile)
     return model

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdevis.loading.shard_spec import Share
+from pdevis.loading.shard_spec import ShardSpec
 from pdevis.parallel.collectives import Dropped, LinkError
 
 SPINS = 2000  # looks at a counter before others may have the core; about 0.1 ms
@@ -128,7 +128,7 @@ class SharedMemory:
         nbytes = count * tokens * size * dtype.itemsize
         place = self._data[half].view(-1)[:nbytes]
         assert place.nbytes == nbytes, "the board is too small"
-        columns = Share(self.rank, self.size).rows(size, block)
+        columns = ShardSpec(self.rank, self.size).rows(size, block)
         items = list(place.view(dtype).view(count, tokens, size))
         return _Views([item[:, columns.start : columns.stop] for item in items], items)
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from torch import multiprocessing
 
-from pdevis.devices import Place
+from pdevis.devices import DeviceSlot
 from pdevis.loading.catalog import ModelLoadError
-from pdevis.loading.load_spec import Plan, check_lanes
-from pdevis.loading.weight_reader import unsupported
+from pdevis.loading.load_spec import LoadSpec, check_lanes
+from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.linear import storage_dtype
 from pdevis.models.stack import CHUNK
 from pdevis.parallel.draft_service import AHEAD_LEAST
@@ -43,7 +43,7 @@ class WorkerError(ConnectionError):
     """The drafter's processes are gone; the message says why."""
 
 
-class Workers:
+class WorkerPool:
     """The running processes of one drafter.
 
     Args:
@@ -63,8 +63,8 @@ class Workers:
 
     def __init__(
         self,
-        plan: Plan,
-        places: Sequence[Place],
+        plan: LoadSpec,
+        places: Sequence[DeviceSlot],
         target_vocab: int,
         transport: str | None = None,
         compile: bool = False,
@@ -74,8 +74,8 @@ class Workers:
         self.plan, self.target_vocab, self.compile = plan, target_vocab, compile
         self.places = list(places)
         self.devices = len(places)
-        self.reachable = not unsupported(plan.config)  # whether its sublayers are
-        self.timeout = timeout or (TIMEOUT if self.reachable and not compile else WHOLE_TIMEOUT)
+        self.has_sublayer_access = not unsupported_reason(plan.config)  # whether its sublayers are
+        self.timeout = timeout or (TIMEOUT if self.has_sublayer_access and not compile else WHOLE_TIMEOUT)
         self.number = self.answered = 0  # the last message, and the last one known to be answered
         transport = transport or ("nccl" if places[0].device.type == "cuda" else SHARED)
         self.cut = transport == SHARED and len(places) > 1  # the MLPs, by rows
@@ -102,10 +102,10 @@ class Workers:
             self.close()
             raise
 
-    def again_on(self, places: Sequence[Place]) -> Workers:
+    def again_on(self, places: Sequence[DeviceSlot]) -> WorkerPool:
         """The same drafter once more, elsewhere."""
         check_lanes(",".join(map(str, places)), places, self.plan.config)
-        return Workers(replace(self.plan, device=places[0].device), places, self.target_vocab, compile=self.compile)
+        return WorkerPool(replace(self.plan, device=places[0].device), places, self.target_vocab, compile=self.compile)
 
     @property
     def alive(self) -> bool:
@@ -201,7 +201,7 @@ class Workers:
             text = f"{kind}: {text}"
         raise WorkerError(f"the drafter's process on {where} failed ({text})") from None
 
-    def _dead(self) -> tuple[Place, str] | None:
+    def _dead(self) -> tuple[DeviceSlot, str] | None:
         """The place of a process that ended, and how."""
         ready = wait([process.sentinel for process in self.processes], LOOK)
         for process in [each for each in self.processes if each.sentinel in ready]:
@@ -218,7 +218,7 @@ class Workers:
         return ",".join(map(str, self.places))
 
 
-def room_of(plan: Plan, size: int) -> int:
+def room_of(plan: LoadSpec, size: int) -> int:
     """Bytes of one rank's part of an exchange at most: of a chunk's hidden or inner states, or of the logits."""
     config = plan.config
     inner = -(-config.intermediate_size // size)

@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from pdevis.devices import Place
+from pdevis.devices import DeviceSlot
 from pdevis.loading.build import build_model
-from pdevis.loading.load_spec import Plan
-from pdevis.loading.shard_spec import Share
+from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.shard_spec import ShardSpec
 from pdevis.parallel.collectives import Alone, Link, ProcessGroup
 from pdevis.parallel.draft_service import DraftService
 from pdevis.parallel.shared_memory import Board, SharedMemory, Signs
@@ -41,8 +41,8 @@ class Seat:
     """Everything that one rank is told when it starts."""
 
     rank: int
-    place: Place
-    plan: Plan
+    place: DeviceSlot
+    plan: LoadSpec
     target_vocab: int
     board: Board
     transport: str
@@ -65,7 +65,7 @@ def run_rank(seat: Seat, mail: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     _watch(seat.rendezvous)
     try:
-        seat.place.settle()
+        seat.place.activate()
         server = Server(seat, mail)
         model = server.service.model
         mail.send(("ready", 0, Ready(model.vocab_size, model.context_length)))
@@ -107,7 +107,7 @@ class Server:
         link = _connect(seat, self.signs)
         self.first = link.rank == 0
         plan = replace(seat.plan, device=seat.place.device)
-        model = build_model(plan, Share(seat.rank, seat.board.size, cut=link.fast), seat.compile)
+        model = build_model(plan, ShardSpec(seat.rank, seat.board.size, cut=link.fast), seat.compile)
         self.service = DraftService(model, link, seat.target_vocab, seat.plan.head_rows, seat.ahead_least)
 
     def serve(self) -> None:

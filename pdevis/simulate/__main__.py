@@ -46,7 +46,7 @@ MODES = ("parallel", "skip", "exact")
 
 def number(least: float = 0.0, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
     """A parser of numbers from `least`, or `above` it, to `most`."""
-    bounds = f"{'above' if above else 'of at least'} {least:g}" + (f" and at most {most:g}" if most < 1e300 else "")
+    bounds = f"{'>' if above else '>='} {least:g}" + (f" and <= {most:g}" if most < 1e300 else "")
 
     def parse(text: str) -> float:
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pdevis.drafting.schedule import Schedule
 from pdevis.trace import Sizes
-from pdevis.util.validation import check_number, check_whole
+from pdevis.util.validation import check_integer, check_number
 
 AROUND = 2  # exchanges of a forward beside those of its layers: the head's parts, and the token that all embed next
 
@@ -34,7 +34,7 @@ class Machine:
     cut: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("devices", self.devices, 1)
+        check_integer("devices", self.devices, 1)
         check_number("link_seconds", self.link_seconds, 0)
         check_number("contention", self.contention, 1)
 

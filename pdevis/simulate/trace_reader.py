@@ -15,7 +15,7 @@ from typing import Any
 
 from pdevis.config import AUTO, DraftConfig
 from pdevis.trace import BAND, KIND, VERSION, Band, ExactPass, Sizes, TracedGeneration, TracedRound, full
-from pdevis.util.validation import check_whole
+from pdevis.util.validation import check_integer
 
 Table = list[list[float]]  # [L + 1, L + 1] of cos(h_i, h_j)
 RULE = [field.name for field in fields(DraftConfig)]
@@ -140,7 +140,7 @@ def _header(name: str, content: Any) -> Trace:
     if content.get("version") != VERSION:
         raise ValueError(f"version = {content.get('version')!r}: must be {VERSION}; record the trace again")
     pair, layers = content["pair"], content["layers"]
-    check_whole("layers", layers, 1)
+    check_integer("layers", layers, 1)
     rule = DraftConfig(**{key: pair[key] for key in RULE})
     if rule.mode == AUTO:
         raise ValueError("mode = 'auto': must be exact, skip or parallel")

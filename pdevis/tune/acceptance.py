@@ -76,7 +76,7 @@ def rehearse(rehearsal: Rehearsal, model: CausalLM, target_vocab: int, prompt: S
             rehearsal.depth += draft.depth
             rehearsal.steps += draft.steps
             done += accepted + 1
-            drafter.settle([*prompt, *text[:done]])
+            drafter.rewind_to_confirmed([*prompt, *text[:done]])
         tested, passed = sum(rehearsal.tested) - before[0], sum(rehearsal.passed) - before[1]
         rehearsal.shares.append(passed / tested)
     finally:

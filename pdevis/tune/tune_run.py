@@ -58,7 +58,7 @@ def run_tune(args: argparse.Namespace) -> int:
     output = Output(args.output)
     output.check_writable()
     if args.output.exists() and not args.overwrite:
-        raise ValueError(f"--output {args.output}: is there already: --overwrite replaces it")
+        raise ValueError(f"--output {args.output}: already exists: --overwrite replaces it")
     if args.prompts > len(PROMPTS):
         raise ValueError(f"--prompts: {args.prompts} must be at most {len(PROMPTS)}, the built-in prompts")
     threads, say = torch.get_num_threads(), Progress()
@@ -136,7 +136,7 @@ def target_texts(pair: SpeculativePair, prompts: int, length: int, say: Progress
     """What the target writes behind built-in prompts; the drafter helps, which changes the time and not the text.
 
     Raises:
-        ValueError: there is nothing to judge a draft by.
+        ValueError: there is nothing to target_sampler a draft by.
     """
     pair.configure(DraftConfig(mode="exact"))
     samples = []

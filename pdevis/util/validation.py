@@ -13,16 +13,16 @@ def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
 
 
-def check_whole(name: str, value: object, least: int, otherwise: str = "") -> None:
+def check_integer(name: str, value: object, least: int, otherwise: str = "") -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} = {value!r}: must be a whole number of at least {least}{otherwise}")
+        raise ValueError(f"{name} = {value!r}: must be an integer >= {least}{otherwise}")
 
 
 def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
     if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not least <= value <= most:
-        bounds = [f"at least {least:g}"] * (least > -math.inf) + [f"at most {most:g}"] * (most < math.inf)
+        bounds = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
         raise ValueError(
-            f"{name} = {value!r}: must be a finite number" + (" of " + " and ".join(bounds) if bounds else "")
+            f"{name} = {value!r}: must be a finite number" + (" " + " and ".join(bounds) if bounds else "")
         )
 
 

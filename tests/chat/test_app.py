@@ -150,7 +150,7 @@ def test_lines_from_a_pipe(script: Script) -> None:
     code, out, err = script(stdin="first\n/gamma 0\n\nsecond")
     assert code == 0
     assert out.splitlines()[1] == "one"
-    assert out.splitlines()[3:5] == ["/gamma: 0 must be a whole number of at least 1 or 'auto'", "two"]
+    assert out.splitlines()[3:5] == ["/gamma: 0 must be an integer >= 1 or 'auto'", "two"]
     assert err == "loading [big]\n"
     assert script("--no-chat", stdin="")[0] == 0
 

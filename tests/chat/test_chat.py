@@ -13,7 +13,7 @@ from helpers.chat_screen import Screen
 from helpers.fake_pair import FakePair
 from pdevis.chat.app import manage, talk
 from pdevis.chat.render import token
-from pdevis.config import TokenEvent
+from pdevis.generation import TokenEvent
 
 
 def test_an_answer_streams_and_is_followed_by_its_line() -> None:

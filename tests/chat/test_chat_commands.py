@@ -12,8 +12,8 @@ from helpers.fake_pair import FakePair
 from pdevis.chat.app import handle
 from pdevis.chat.commands import COMMANDS
 from pdevis.chat.sweep import MAX_TOKENS, run_sweep
-from pdevis.config import DecodeConfig, DecodeStats
-from pdevis.totals import sum_stats
+from pdevis.config import DecodeConfig
+from pdevis.generation import DecodeStats, sum_stats
 
 SETTINGS = [
     ("/length 7", "decode", "max_new_tokens", 7),
@@ -42,14 +42,14 @@ def test_auto_mode_tells_what_it_became() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/length x", "/length: 'x' must be a whole number of at least 0"),
-        ("/gamma 0", "/gamma: 0 must be a whole number of at least 1 or 'auto'"),
-        ("/gamma 3 4", "/gamma: '3 4' must be a whole number of at least 1 or 'auto'"),
+        ("/length x", "/length: 'x' must be an integer >= 0"),
+        ("/gamma 0", "/gamma: 0 must be an integer >= 1 or 'auto'"),
+        ("/gamma 3 4", "/gamma: '3 4' must be an integer >= 1 or 'auto'"),
         ("/mode fast", "/mode: 'fast' must be one of auto, exact, skip, parallel"),
         ("/threshold high", "/threshold: 'high' must be a finite number"),
-        ("/window 0", "/window: 0 must be a whole number of at least 1"),
-        ("/temperature -1", "/temperature: -1.0 must be a finite number of at least 0"),
-        ("/sweep 2 x", "/sweep: each gamma: 'x' must be a whole number of at least 1"),
+        ("/window 0", "/window: 0 must be an integer >= 1"),
+        ("/temperature -1", "/temperature: -1.0 must be a finite number >= 0"),
+        ("/sweep 2 x", "/sweep: each gamma: 'x' must be an integer >= 1"),
         ("/quit now", "/quit takes no argument, got 'now'"),
         ("/save", "/save needs a file name: NAME.json or NAME.md"),
         ("/gama 4", "there is no command /gama; did you mean /gamma?"),

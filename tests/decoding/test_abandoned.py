@@ -3,10 +3,11 @@
 import pytest
 
 from helpers.decoding import GREEDY, PROMPT, RULES, plain, rule_name, stack_of
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats
 from pdevis.models.hf import HFCausalLM
 
 

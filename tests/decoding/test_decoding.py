@@ -3,11 +3,12 @@
 import pytest
 
 from helpers.decoding import GREEDY, NEW, PROMPT, RULES, plain, rule_name, stack_of
-from pdevis.config import DecodeConfig, DecodeStats, Draft, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats, Draft
 from pdevis.models.stack import DecoderStack
 
 
@@ -29,16 +30,16 @@ class ScriptedDrafter:
     def start(self, prompt, config) -> None:
         pass
 
-    def draft(self, confirmed, gamma, goes_on=None, room=0) -> Draft:
+    def draft(self, confirmed, gamma, should_continue=None, room=0) -> Draft:
         place = len(confirmed) - self.prompt
         right = [self.pattern[i % len(self.pattern)] for i in range(gamma)]
         ids = [t if ok else (t + 1) % 250 for t, ok in zip(self.truth[place : place + gamma], right, strict=True)]
         return Draft(ids, None, 0.0, 2 * gamma, gamma)
 
-    def settle(self, confirmed) -> None:
+    def rewind_to_confirmed(self, confirmed) -> None:
         self.settled.append(len(confirmed))
 
-    finish = settle
+    release = rewind_to_confirmed
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from helpers.decoding import GREEDY, NEW, PROMPT, plain, stack_of
-from pdevis.config import DecodeConfig, DecodeStats, Draft, DraftConfig
-from pdevis.decoding.gamma import MOST, AutoGamma, FixedGamma, RoundCosts, RoundTimes, gamma_policy
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.decoding.gamma import MAX_GAMMA, AutoGamma, FixedGamma, RoundCosts, RoundTimes, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats, Draft
 
 AUTO_GREEDY = DecodeConfig(max_new_tokens=NEW, gamma="auto", eos_ids=())
 FLAT = {1: 1.0, 2: 1.0, 17: 1.0}
@@ -20,12 +21,12 @@ def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: fl
     """Rounds in which a share `alpha` of the positions is accepted, at these costs; returns the draft lengths."""
     lengths, debt = [], 0.0
     for _ in range(rounds):
-        most, drafted, seen = policy.open(MOST), 0, []
+        most, drafted, seen = policy.choose(MAX_GAMMA), 0, []
         while drafted < most:
             drafted += 1
             if drafted < most:
                 seen.append(confidence)
-                if not policy.rule.goes_on(confidence):
+                if not policy.rule.should_continue(confidence):
                     break
         accepted = 0
         while accepted < drafted:
@@ -35,7 +36,7 @@ def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: fl
                 break
             accepted += 1
         made = Draft([0] * drafted, steps=drafted, confidences=seen)
-        policy.close(made, accepted, RoundTimes(drafted * draft, verify))
+        policy.observe(made, accepted, RoundTimes(drafted * draft, verify))
         lengths.append(drafted)
     return lengths
 
@@ -55,7 +56,7 @@ def test_verification_between_measured_widths_is_interpolated():
 
 
 @pytest.mark.parametrize(
-    ("draft", "acceptance", "gamma"), [(1.0, 0.5, 0), (0.3, 0.2, 0), (0.05, 0.5, 3), (0.001, 0.99, MOST)]
+    ("draft", "acceptance", "gamma"), [(1.0, 0.5, 0), (0.3, 0.2, 0), (0.05, 0.5, 3), (0.001, 0.99, MAX_GAMMA)]
 )
 def test_best_gamma_depends_on_cost_and_acceptance(draft, acceptance, gamma):
     assert RoundCosts(draft, FLAT, [acceptance]).best_gamma() == gamma
@@ -83,44 +84,44 @@ def test_a_dear_prompt_keeps_trials_away_for_longer():
     for policy, start in ((cheap, 0.0), (dear, 50.0)):
         teach(policy, 1, alpha=0.2, draft=0.9)
         teach(policy, 1, alpha=0.2, draft=0.9)
-        while policy.open(MOST) == 0:
-            policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
-        policy.close(Draft([0, 0], steps=2), 0, RoundTimes(1.8, 1.0, start))
+        while policy.choose(MAX_GAMMA) == 0:
+            policy.observe(Draft([]), 0, RoundTimes(0.0, 1.0))
+        policy.observe(Draft([0, 0], steps=2), 0, RoundTimes(1.8, 1.0, start))
     waits = [0, 0]
     for i, policy in enumerate((cheap, dear)):
-        while policy.open(MOST) == 0:
+        while policy.choose(MAX_GAMMA) == 0:
             waits[i] += 1
-            policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
+            policy.observe(Draft([]), 0, RoundTimes(0.0, 1.0))
     assert waits[1] > 50 / 0.015 > waits[0]
 
 
 def test_speculation_comes_back_when_it_pays_again():
     policy = AutoGamma()
     teach(policy, 100, alpha=0.1, draft=0.9)
-    assert policy.open(MOST) == 0
+    assert policy.choose(MAX_GAMMA) == 0
     assert policy.falls_back
-    policy.close(Draft([]), 0, RoundTimes(0.0, 1.0))
+    policy.observe(Draft([]), 0, RoundTimes(0.0, 1.0))
     assert teach(policy, 3000, alpha=0.95, draft=0.05, confidence=0.95)[-1] >= 3
 
 
 def test_a_draft_ends_where_the_drafter_is_not_sure():
     policy = AutoGamma(RoundCosts(0.1, FLAT, [0.8]))
-    assert policy.open(MOST) == MOST
-    assert policy.rule.goes_on(0.99)
-    assert not policy.rule.goes_on(0.02)
+    assert policy.choose(MAX_GAMMA) == MAX_GAMMA
+    assert policy.rule.should_continue(0.99)
+    assert not policy.rule.should_continue(0.02)
 
 
 def test_a_profile_spares_the_first_rounds():
-    assert AutoGamma().open(MOST) == 2
-    assert AutoGamma(RoundCosts(0.01, FLAT, [0.9])).open(MOST) == MOST
-    assert AutoGamma(RoundCosts(0.9, FLAT, [0.1])).open(MOST) == 2, "one trial, then plain"
+    assert AutoGamma().choose(MAX_GAMMA) == 2
+    assert AutoGamma(RoundCosts(0.01, FLAT, [0.9])).choose(MAX_GAMMA) == MAX_GAMMA
+    assert AutoGamma(RoundCosts(0.9, FLAT, [0.1])).choose(MAX_GAMMA) == 2, "one trial, then plain"
 
 
 def test_the_settings_choose_the_policy():
     assert isinstance(gamma_policy(GREEDY), FixedGamma)
     kept = AutoGamma()
     assert gamma_policy(AUTO_GREEDY, kept) is kept
-    assert gamma_policy(GREEDY).open(2) == 2
+    assert gamma_policy(GREEDY).choose(2) == 2
 
 
 @pytest.mark.parametrize("mode", ["exact", "skip"])
@@ -138,7 +139,7 @@ def test_greedy_text_is_the_targets_own(tiny_model, mode, seed):
         assert len(stats.draft_lengths) == stats.rounds
         assert sum(stats.draft_lengths) == stats.drafted
         assert stats.fallback_rounds <= stats.draft_lengths.count(0)
-    assert stats.drafted < stats.rounds * MOST
+    assert stats.drafted < stats.rounds * MAX_GAMMA
 
 
 def test_the_drafter_reads_no_prompt_while_drafting_does_not_pay(tiny_model):

@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_sampling import chi_square
 
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.sampling import distribution
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.stack import DecoderStack
@@ -38,7 +39,7 @@ def wrap(model):
 
 
 class Setting:
-    """A target, drafters that agree with it sometimes, and what transformers' own `generate` writes."""
+    """A target, drafters that broadcast_token with it sometimes, and what transformers' own `generate` writes."""
 
     def __init__(self, make: Callable, arch: str) -> None:
         self.reference = make(arch)

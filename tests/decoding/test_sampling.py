@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from pdevis.config import DecodeConfig, Draft
+from pdevis.config import DecodeConfig
 from pdevis.decoding.sampling import Sampler, distribution, residual
 from pdevis.decoding.verifier import accept_greedy, accept_sampled
+from pdevis.generation import Draft
 
 CPU = torch.device("cpu")
 
@@ -74,11 +75,11 @@ def test_one_accepted_or_corrected_token_follows_p(case):
         "larger vocabulary": (p, torch.tensor([0.5, 0.5])),
     }[case]
     draws = Sampler(DecodeConfig(temperature=1.0, seed=3), CPU)
-    judge = Sampler(DecodeConfig(temperature=1.0, seed=3), CPU, stream=1)
+    target_sampler = Sampler(DecodeConfig(temperature=1.0, seed=3), CPU, stream=1)
     counts = torch.zeros(4)
     for _ in range(8000):
         draft = Draft([int(draws.draw(q))], q[None])
-        verdict = accept_sampled(draft, torch.stack([p, p]), judge)
+        verdict = accept_sampled(draft, torch.stack([p, p]), target_sampler)
         counts[draft.ids[0] if verdict.accepted else verdict.bonus] += 1
     found, bound = chi_square(counts, p)
     assert found <= bound

@@ -23,7 +23,7 @@ def test_exact_schedule_counts_two_steps_a_layer():
 )
 def test_group_counts(lanes, mlp_lanes, depth, beside):
     group = Group(tuple(range(lanes)), mlp_lanes)
-    assert (group.depth, group.beside) == (depth, beside)
+    assert (group.depth, group.layers_overlapped) == (depth, beside)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
+from pdevis.generation import DecodeStats
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models.stack import DecoderStack
 

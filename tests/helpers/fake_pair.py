@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig, Generation, TokenEvent
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.generation import DecodeStats, Generation, TokenEvent
 
 SPEED = {"target": 10.0, "speculative": 20.0, "drafter": 40.0}  # tokens per decode second
 

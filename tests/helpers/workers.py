@@ -9,41 +9,42 @@ from pathlib import Path
 
 import torch
 
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
-from pdevis.devices import Place, cores
+from pdevis.devices import DeviceSlot, cores
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats
 from pdevis.loading.build import build_model
 from pdevis.loading.checkpoint import find_source, read_config
-from pdevis.loading.load_spec import Plan
+from pdevis.loading.load_spec import LoadSpec
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.remote import RemoteDrafter, RemoteModel
-from pdevis.parallel.worker_pool import Workers
+from pdevis.parallel.worker_pool import WorkerPool
 
 VOCAB = 264
 PROMPT = [3, 14, 15, 92, 65, 35, 89]
 GREEDY = DecodeConfig(max_new_tokens=20, gamma=4, eos_ids=())
 
 
-def plan_of(folder: Path, precision: str = "float32") -> Plan:
+def plan_of(folder: Path, precision: str = "float32") -> LoadSpec:
     source = find_source(str(folder))
-    return Plan(str(folder), "drafter", source, read_config(source), torch.device("cpu"), precision)
+    return LoadSpec(str(folder), "drafter", source, read_config(source), torch.device("cpu"), precision)
 
 
-def places(count: int) -> list[Place]:
+def places(count: int) -> list[DeviceSlot]:
     """Cores for so many ranks; on a machine with fewer, some share one."""
     there = cores()
-    return [Place(torch.device("cpu"), there[i % len(there)]) for i in range(count)]
+    return [DeviceSlot(torch.device("cpu"), there[i % len(there)]) for i in range(count)]
 
 
-def local(plan: Plan, rule: DraftConfig) -> Drafter:
+def local(plan: LoadSpec, rule: DraftConfig) -> Drafter:
     model = build_model(plan)
     assert isinstance(model, DecoderStack)
     return Drafter(model, rule, VOCAB)
 
 
-def remote(workers: Workers, rule: DraftConfig) -> RemoteDrafter:
+def remote(workers: WorkerPool, rule: DraftConfig) -> RemoteDrafter:
     return RemoteDrafter(workers, rule, RemoteModel(workers))
 
 

@@ -10,10 +10,11 @@ import torch
 
 from helpers.decoding import GREEDY, PROMPT, plain
 from pdevis import DecodeConfig, load_pair
-from pdevis.config import DecodeStats, DraftConfig
+from pdevis.config import DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models import compiled
 from pdevis.models.compiled import WIDTHS, compile_stack

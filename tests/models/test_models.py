@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pdevis.loading.weight_reader import read_weights, unsupported
+from pdevis.loading.weight_reader import read_weights, unsupported_reason
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.stack import DecoderStack
 
@@ -205,7 +205,7 @@ def test_consume_frees_the_layers(tiny_model):
 )
 def test_unsupported_architectures_say_so(tiny_model, arch, changes, word):
     model = tiny_model(arch, **changes)
-    assert word in unsupported(model.config)
+    assert word in unsupported_reason(model.config)
     with pytest.raises(ValueError, match=word):
         read_weights(model, "float64", CPU)
 

@@ -13,11 +13,11 @@ from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import AutoGamma, RoundCosts
 from pdevis.drafting.drafter import resolve_rule
 from pdevis.loading.build import build_model
-from pdevis.loading.shard_spec import Share
+from pdevis.loading.shard_spec import ShardSpec
 from pdevis.pair import SpeculativePair
 from pdevis.parallel import lanes
 from pdevis.parallel.remote import RemoteModel
-from pdevis.parallel.worker_pool import Workers
+from pdevis.parallel.worker_pool import WorkerPool
 
 RULES = [
     DraftConfig("exact"),
@@ -54,7 +54,7 @@ def pair(request, plans):
     """A drafter on two ranks (three, or through gloo), and the same plan for one device."""
     plan = plans.get(request.param, plans["llama"])
     count = 3 if request.param == "three" else 2
-    workers = Workers(plan, places(count), VOCAB, transport="gloo" if request.param == "gloo" else None)
+    workers = WorkerPool(plan, places(count), VOCAB, transport="gloo" if request.param == "gloo" else None)
     yield workers, plan
     workers.close()
 
@@ -96,8 +96,8 @@ def test_drafts_of_chosen_lengths_are_those_of_one_device(pair):
         policy = AutoGamma(costs)
         policy.open(8)
         drafter.start(PROMPT, GREEDY)
-        lengths.append(drafter.draft(PROMPT, 8, policy.rule.goes_on))
-        drafter.finish(PROMPT)
+        lengths.append(drafter.draft(PROMPT, 8, policy.rule.should_continue))
+        drafter.release(PROMPT)
     assert lengths[0].ids == lengths[1].ids
     np.testing.assert_allclose(lengths[0].confidences, lengths[1].confidences, rtol=1e-5)
 
@@ -111,14 +111,14 @@ def test_long_drafts_after_many_plain_rounds(pair, target):
     for drafter in (local(plan, rule), remote(workers, rule)):
         drafter.start(PROMPT, GREEDY)
         drafts.append(drafter.draft([*PROMPT, *long], 3).ids)
-        drafter.finish(PROMPT)
+        drafter.release(PROMPT)
     assert drafts[0] == drafts[1]
 
 
 def test_each_rank_holds_its_share_only(plans):
     plan = plans["llama"]
     whole = build_model(plan)
-    parts = [build_model(plan, Share(rank, 3)) for rank in range(3)]
+    parts = [build_model(plan, ShardSpec(rank, 3)) for rank in range(3)]
     held = [[bool(layer.attention and layer.mlp) for layer in part.layers] for part in parts]
     assert [sum(column) for column in zip(*held, strict=True)] == [1] * len(whole.layers)
     with torch.inference_mode():
@@ -133,7 +133,7 @@ def test_each_rank_holds_its_share_only(plans):
 def test_mlps_are_cut_where_exchanges_are_fast(plans):
     plan = plans["int8"]
     whole = build_model(plan)
-    parts = [build_model(plan, Share(rank, 3, cut=True)) for rank in range(3)]
+    parts = [build_model(plan, ShardSpec(rank, 3, cut=True)) for rank in range(3)]
     h = whole.embed(torch.tensor([1, 7]))
     for layer in range(len(whole.layers)):
         assert [part.layers[layer].attention is not None for part in parts] == [layer % 3 == rank for rank in range(3)]
@@ -145,7 +145,7 @@ def test_mlps_are_cut_where_exchanges_are_fast(plans):
 
 def test_more_cores_than_an_mlp_has_parts_are_refused(plans):
     with pytest.raises(ValueError, match="draft_device names 4 cores: at most 3"):
-        build_model(plans["int8"], Share(0, 4, cut=True))
+        build_model(plans["int8"], ShardSpec(0, 4, cut=True))
 
 
 def test_auto_is_parallel_on_several_devices_only():

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from helpers.workers import GREEDY, PROMPT, VOCAB, decode, places, plan_of, remote
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, RoundCosts
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
+from pdevis.generation import DecodeStats
 from pdevis.loading.build import build_model
-from pdevis.parallel.worker_pool import Workers
+from pdevis.parallel.worker_pool import WorkerPool
 
 LONG = replace(GREEDY, max_new_tokens=40, overlap=True)
 
@@ -33,7 +34,7 @@ def workers(request, tiny_folder):
     plan = plan_of(tiny_folder("llama", layers=5, seed=0 if request.param.startswith("same") else 1))
     two = request.param not in ("same", "other")
     transport = "gloo" if "gloo" in request.param else None
-    made = Workers(plan, places(2 if two else 1), VOCAB, transport=transport, ahead_least=0.0)  # whatever it thinks
+    made = WorkerPool(plan, places(2 if two else 1), VOCAB, transport=transport, ahead_least=0.0)  # whatever it thinks
     made.right = request.param.startswith("same")
     yield made
     made.close()
@@ -70,7 +71,7 @@ def test_rounds_are_served_ahead_where_the_drafter_is_right(workers, target, mon
 
 
 def test_a_drafter_that_is_not_sure_does_not_draft_ahead(tiny_folder, target):
-    workers = Workers(plan_of(tiny_folder("llama", layers=5)), places(1), VOCAB, ahead_least=1.01)
+    workers = WorkerPool(plan_of(tiny_folder("llama", layers=5)), places(1), VOCAB, ahead_least=1.01)
     try:
         ids, stats = decode(target, remote(workers, DraftConfig("exact")), LONG)
     finally:
@@ -126,7 +127,7 @@ def test_sampled_text_keeps_the_targets_distribution(tiny_folder, gamma):
             target.rewind(len(prompt))
             exact[token] = first[token] * target.forward(torch.tensor([token]))[-1].double().softmax(-1)
     seen = torch.zeros(16, 16, dtype=torch.float64)
-    workers = Workers(plan, places(1), 16, ahead_least=0.0)
+    workers = WorkerPool(plan, places(1), 16, ahead_least=0.0)
     try:
         drafter, ahead = remote(workers, DraftConfig("exact")), 0
         policy = AutoGamma(RoundCosts(0.01, {1: 1.0, 17: 1.0}, [0.5])) if gamma == "auto" else None

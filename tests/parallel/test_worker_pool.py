@@ -15,13 +15,14 @@ import psutil
 import pytest
 
 from helpers.workers import GREEDY, PROMPT, VOCAB, decode, eventually, places, plan_of, remote, runs
-from pdevis.config import DecodeStats, DraftConfig
+from pdevis.config import DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
-from pdevis.devices import Place
+from pdevis.devices import DeviceSlot
+from pdevis.generation import DecodeStats
 from pdevis.loading.build import build_model
 from pdevis.loading.catalog import ModelLoadError
-from pdevis.parallel.worker_pool import WorkerError, Workers
+from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 
 LANES = DraftConfig("parallel", 0.3)
 ENDLESS = replace(GREEDY, gamma=6000, max_new_tokens=6000)  # a draft of many seconds
@@ -48,9 +49,9 @@ def running(plan):
     """running(): a drafter on two ranks; a new one only where a test has ended the last."""
     made = []
 
-    def get() -> Workers:
+    def get() -> WorkerPool:
         if not made or not made[-1].alive:
-            made.append(Workers(plan, places(2), VOCAB))
+            made.append(WorkerPool(plan, places(2), VOCAB))
         return made[-1]
 
     yield get
@@ -153,7 +154,7 @@ def test_a_rank_without_memory_says_so(running):
 @pytest.mark.parametrize(("rank", "when"), [(0, "idle"), slow(1, "drafting"), slow(1, "a long prompt")])
 def test_a_rank_that_hangs_is_told_after_the_time_out_and_ended(plan, target, monkeypatch, rank, when):
     """SIGTERM does not reach a stopped process, SIGKILL does. The long prompt has no room in its pipe."""
-    workers = Workers(plan, places(2), VOCAB, timeout=1.0)
+    workers = WorkerPool(plan, places(2), VOCAB, timeout=1.0)
     pids, drafter = pids_of(workers), remote(workers, LANES)
     assert decode(target, drafter, GREEDY)[0] == plain(target)
     config = strike(monkeypatch, workers, when, partial(os.kill, pids[rank], signal.SIGSTOP))
@@ -168,7 +169,7 @@ def test_a_rank_that_hangs_is_told_after_the_time_out_and_ended(plan, target, mo
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["idle", "drafting"])
 def test_a_killed_rank_of_gloo_gives_the_same_error(plan, target, monkeypatch, when):
-    workers = Workers(plan, places(2), VOCAB, transport="gloo")
+    workers = WorkerPool(plan, places(2), VOCAB, transport="gloo")
     pids, drafter = pids_of(workers), remote(workers, LANES)
     assert decode(target, drafter, GREEDY)[0] == plain(target)
     config = strike(monkeypatch, workers, when, partial(os.kill, pids[1], signal.SIGKILL))
@@ -181,7 +182,7 @@ def test_a_killed_rank_of_gloo_gives_the_same_error(plan, target, monkeypatch, w
     [(("sing",), "KeyError: 'sing'"), slow(("forward", [10**6]), "IndexError: index out of range in self")],
 )
 def test_an_operation_that_fails_is_one_line_that_says_where(plan, operation, said):
-    workers = Workers(plan, places(1), VOCAB)
+    workers = WorkerPool(plan, places(1), VOCAB)
     with told(rf"the drafter's process on {workers.places[0]} failed \({said}\)", pids_of(workers)):
         workers.call(*operation)
     assert not workers.alive
@@ -193,18 +194,18 @@ def test_a_drafter_that_vanishes_before_the_start(tiny_folder, tmp_path):
     plan = plan_of(folder)
     shutil.rmtree(folder)
     with told(f".*{folder}.*", error=ModelLoadError):
-        Workers(plan, places(1), VOCAB)
+        WorkerPool(plan, places(1), VOCAB)
     assert children() == before
 
 
 @dataclass(frozen=True)
-class Troubled(Place):
+class Troubled(DeviceSlot):
     """Where a process has something to go through before it loads."""
 
     trouble: str = ""
 
-    def settle(self) -> None:
-        super().settle()
+    def rewind_to_confirmed(self) -> None:
+        super().rewind_to_confirmed()
         if self.trouble == "busy":
             time.sleep(BUSY_SECONDS)
         elif self.trouble == "killed":
@@ -223,12 +224,12 @@ def troubled(*troubles):
 def test_a_rank_that_fails_to_load_is_told_while_the_first_is_busy(plan, trouble, said):
     there, before = troubled("busy", trouble), children()
     with pytest.raises(WorkerError, match=rf"\Athe drafter's process on {there[1]} {said}\Z"):
-        Workers(plan, there, VOCAB)
+        WorkerPool(plan, there, VOCAB)
     assert children() == before
 
 
 @pytest.mark.slow
 def test_waiting_for_ranks_to_load_costs_no_core(plan):
     begin = time.process_time()
-    Workers(plan, troubled("busy", ""), VOCAB).close()
+    WorkerPool(plan, troubled("busy", ""), VOCAB).close()
     assert time.process_time() - begin < BUSY_SECONDS / 3

@@ -21,7 +21,7 @@ from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.devices import cores
 from pdevis.loading.build import build_model
 from pdevis.pair import SpeculativePair, load_pair
-from pdevis.parallel.worker_pool import WorkerError, Workers
+from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 
 APP = ROOT / "appInference.py"
 SHORT = DecodeConfig(max_new_tokens=20, eos_ids=())
@@ -29,7 +29,7 @@ SHORT = DecodeConfig(max_new_tokens=20, eos_ids=())
 MAIN = """
 import sys, time
 from pathlib import Path
-from pdevis.parallel.worker_pool import Workers
+from pdevis.parallel.worker_pool import WorkerPool
 from pdevis.config import DecodeConfig
 from helpers.workers import PROMPT, VOCAB, places, plan_of
 
@@ -40,8 +40,8 @@ def there(workers, *told):
 if __name__ == "__main__":
     stage = sys.argv[2]
     if stage == "loading":
-        Workers._receive = there
-    workers = Workers(plan_of(Path(sys.argv[1])), places(2), VOCAB, ahead_least=0.0)
+        WorkerPool._receive = there
+    workers = WorkerPool(plan_of(Path(sys.argv[1])), places(2), VOCAB, ahead_least=0.0)
     workers.send("start", PROMPT, DecodeConfig(6000, eos_ids=(), overlap=True))
     if stage == "drafting":
         workers.send("draft", [], 6000, None, 0)
@@ -149,7 +149,7 @@ def test_ctrl_c_in_the_terminal_ends_everything(folder, temporary, line, seconds
 def test_a_pair_that_is_forgotten_ends_its_workers(folder, temporary):
     """In the middle of a generation."""
     plan, before = plan_of(folder), shared_memory()
-    pair = SpeculativePair(build_model(plan), Workers(plan, places(1), VOCAB, ahead_least=0.0), make_tokenizer())
+    pair = SpeculativePair(build_model(plan), WorkerPool(plan, places(1), VOCAB, ahead_least=0.0), make_tokenizer())
     pids = [process.pid for process in pair.workers.processes]
     stream = pair.stream(PROMPT, DecodeConfig(max_new_tokens=200, eos_ids=(), overlap=True))
     assert next(stream).id >= 0
@@ -165,11 +165,11 @@ def test_a_pair_that_is_forgotten_ends_its_workers(folder, temporary):
 @pytest.mark.parametrize("transport", ["shared", "gloo"])
 def test_starting_and_stopping_leaves_nothing(folder, temporary, transport):
     plan = plan_of(folder)
-    Workers(plan, places(1), VOCAB).close()  # the first one starts what multiprocessing keeps
+    WorkerPool(plan, places(1), VOCAB).close()  # the first one starts what multiprocessing keeps
     gc.collect()
     shared, files, threads = shared_memory(), open_files(), psutil.Process().num_threads()
     for _ in range(5):
-        workers = Workers(plan, places(2), VOCAB, transport=transport)
+        workers = WorkerPool(plan, places(2), VOCAB, transport=transport)
         pids = [process.pid for process in workers.processes]
         assert len(workers.call("forward", PROMPT)) == len(PROMPT)
         workers.close()

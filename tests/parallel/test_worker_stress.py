@@ -12,12 +12,13 @@ import psutil
 import pytest
 
 from helpers.workers import VOCAB, eventually, open_files, places, plan_of, remote, runs
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
+from pdevis.generation import DecodeStats
 from pdevis.loading.build import build_model
-from pdevis.parallel.worker_pool import WorkerError, Workers
+from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 
 RULES = [
     DraftConfig("exact"),
@@ -34,7 +35,7 @@ def test_two_hundred_generations(tiny_folder):
     plan = plan_of(tiny_folder("llama", layers=5, seed=1))
     target = build_model(plan_of(tiny_folder("llama", layers=5)))
     kills = set(chance.sample(range(5, GENERATIONS), KILLS))
-    workers, pids, errors = Workers(plan, places(2), VOCAB, ahead_least=0.0), [], 0
+    workers, pids, errors = WorkerPool(plan, places(2), VOCAB, ahead_least=0.0), [], 0
     pids += [process.pid for process in workers.processes]
     files, memory = open_files(), psutil.Process().memory_info().rss
     for number in range(GENERATIONS):
@@ -63,7 +64,7 @@ def test_two_hundred_generations(tiny_folder):
         assert not config.greedy or made == wanted[: len(made)]
         if number in kills:
             workers.close()
-            workers = Workers(plan, places(2), VOCAB, ahead_least=0.0)
+            workers = WorkerPool(plan, places(2), VOCAB, ahead_least=0.0)
             pids += [process.pid for process in workers.processes]
         elif config.greedy:
             assert len(made) == stop

@@ -107,7 +107,7 @@ def test_prepare_draws_with_the_seed(hub: FakeHub, tmp_path: Path, capsys: pytes
 def test_prepare_overwrites_nothing_unasked(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "mmlu.json").write_text("mine")
     assert prepare.main(["all", "--output_dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'mmlu.json'}: is there already; --force overwrites it\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'mmlu.json'}: already exists; --force overwrites it\n"
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".json"] == ["mmlu.json"]
     assert (tmp_path / "mmlu.json").read_text() == "mine"
     assert not hub.calls
@@ -169,8 +169,8 @@ def test_prepare_takes_wmt_from_sacrebleu_where_the_hub_is_away(
     [
         (["gsm8k"], "invalid choice: 'gsm8k'"),
         ([], "required"),
-        (["wmt", "--k", "0"], "'0' must be a whole number of at least 1"),
-        (["wmt", "--seed", "x"], "'x' must be a whole number of at least 0"),
+        (["wmt", "--k", "0"], "'0' must be an integer >= 1"),
+        (["wmt", "--seed", "x"], "'x' must be an integer >= 0"),
         (["all", "--revision", "abc"], "--revision abc: must come with one benchmark, not 6"),
         (["wmt", "--outputdir", "x"], "unknown flag --outputdir"),
     ],

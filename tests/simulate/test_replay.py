@@ -88,9 +88,9 @@ def test_more_lanes_than_devices_take_turns():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"devices": 0}, "devices = 0: must be a whole number of at least 1"),
+        ({"devices": 0}, "devices = 0: must be an integer >= 1"),
         ({"link_seconds": -1}, "link_seconds = -1"),
-        ({"contention": 0.5}, "contention = 0.5: must be a finite number of at least 1"),
+        ({"contention": 0.5}, "contention = 0.5: must be a finite number >= 1"),
     ],
 )
 def test_a_machine_checks_itself(settings, said):

@@ -63,7 +63,7 @@ def test_every_step_of_an_exact_drafter_is_seen_also_in_a_process_of_its_own(tin
 def test_a_trace_that_is_there_is_not_overwritten(tiny_folder, tmp_path):
     path = tmp_path / "trace.jsonl"
     path.write_text("mine")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         load_pair(str(tiny_folder("llama")), trace=path)
     assert path.read_text() == "mine"
 

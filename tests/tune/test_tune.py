@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from helpers.decoding import PROMPT, plain, stack_of
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import RoundCosts
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats
 from pdevis.models.hf import HFCausalLM
 from pdevis.tune.acceptance import DRAFTED, Rehearsal, divergences, rehearse
 from pdevis.tune.selection import Candidate, acceptance, best, best_draft_length, best_threads, candidate, rules

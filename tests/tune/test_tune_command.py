@@ -94,7 +94,7 @@ def test_what_is_there_is_not_replaced_unasked(command, tmp_path):
     ("argv", "said"),
     [
         (["--prompts", "99"], "--prompts: 99 must be at most"),
-        (["--prompts", "0"], "--prompts: '0' must be a whole number of at least 1"),
+        (["--prompts", "0"], "--prompts: '0' must be an integer >= 1"),
         (["--modes", "fast"], "'fast' must be among exact, skip, parallel"),
         (["--thresholds", "x"], "--thresholds: 'x'"),
         (["--formats", "packed"], "'packed' must be TARGET/DRAFTER"),

@@ -21,11 +21,11 @@ from pdevis.benchmarks.runs.evaluation_flags import evaluation_parser, list_of
 from pdevis.benchmarks.runs.jobs import Entry, Job, Options, execute
 from pdevis.benchmarks.runs.lossless_check import compare_turns, tally, verdict
 from pdevis.benchmarks.runs.output import encode_meta
-from pdevis.benchmarks.runs.run_spec import Inputs, follow, read_inputs, uses_chat
+from pdevis.benchmarks.runs.run_spec import Inputs, join_as_worker, read_inputs, uses_chat
 from pdevis.benchmarks.runs.runner import Conditions, Conversation, converse, warm_up
-from pdevis.cli import Parser, draft_config, leads
+from pdevis.cli import Parser, draft_config, is_main_rank
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.totals import sum_stats
+from pdevis.generation import sum_stats
 from pdevis.util.argtypes import one_line, parse_value
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def run_ablation(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: finished units are kept.
     """
-    if not leads(args):
-        return follow(args)
+    if not is_main_rank(args):
+        return join_as_worker(args)
     world = join_world(args)
     seed = world.seed()
     base = world.agree(lambda: _base(args))

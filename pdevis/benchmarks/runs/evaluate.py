@@ -13,9 +13,9 @@ from pdevis.benchmarks.runs.distributed import join_world, leave_world
 from pdevis.benchmarks.runs.jobs import Entry, Job, Options, execute
 from pdevis.benchmarks.runs.lossless_check import tally, verdict
 from pdevis.benchmarks.runs.result_files import METHOD_KEYS, METHODS, encode_results
-from pdevis.benchmarks.runs.run_spec import follow, read_inputs, uses_chat
+from pdevis.benchmarks.runs.run_spec import join_as_worker, read_inputs, uses_chat
 from pdevis.benchmarks.runs.runner import Conditions, run_items
-from pdevis.cli import leads
+from pdevis.cli import is_main_rank
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -27,8 +27,8 @@ def run_evaluation(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: finished items are kept.
     """
-    if not leads(args):
-        return follow(args)
+    if not is_main_rank(args):
+        return join_as_worker(args)
     world = join_world(args)
     seed = world.seed()
     inputs = world.agree(lambda: read_inputs(args, world, seed))

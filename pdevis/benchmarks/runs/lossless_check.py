@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pdevis.config import Generation
+from pdevis.generation import Generation
 
 if TYPE_CHECKING:
     import torch

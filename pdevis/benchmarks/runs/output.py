@@ -49,7 +49,7 @@ class Output:
         """Find out before the models load what would stop the run from writing its results.
 
         Raises:
-            ValueError: for a path that is a folder, or one of the `inputs`, or lies in a folder that is not there.
+            ValueError: for a path that is a folder, or one of the `inputs`, or lies in a folder that does not exist.
             OSError: where the folder cannot be written to.
         """
         path, folder = self.path, self.path.parent
@@ -91,7 +91,7 @@ class Output:
                     "--overwrite starts over"
                 )
             if self.path.exists():
-                raise ValueError(f"{self.flag} {self.path}: is there already: --overwrite replaces it")
+                raise ValueError(f"{self.flag} {self.path}: already exists: --overwrite replaces it")
             return Earlier()
         found = read_journals(journals)
         if not found:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pdevis.config import DecodeStats, Generation
-from pdevis.totals import sum_stats
+from pdevis.generation import DecodeStats, Generation, sum_stats
 
 METHODS = ("target", "drafter", "speculative")  # in the order in which they run
 ARRAY_KEYS = {"target": "target_only", "drafter": "drafter_only", "speculative": "speculative"}

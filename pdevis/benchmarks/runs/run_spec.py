@@ -58,7 +58,7 @@ def read_inputs(args: argparse.Namespace, world: World, seed: int, name: str | N
     task = get_task(args.benchmark)
     dataset = args.dataset or sample_file(args.root, args.benchmark)
     if not dataset.is_file():
-        what = "is a folder" if dataset.is_dir() else "is not there"
+        what = "is a folder" if dataset.is_dir() else "does not exist"
         raise ValueError(f"{args.flags['dataset']} {dataset}: {what}; Data/README.md tells how to get the datasets")
     items = task.load(dataset, args.k)
     output = Output(args.output or _default_output(name or args.benchmark, args.benchmark), args.flags["output"])
@@ -104,7 +104,7 @@ def _seed_of(output: Output) -> int | None:
 def load_code(path: Path) -> Callable[..., SpeculativePair]:
     """The function `load_pair` of a Python file. Raises ValueError where the file has none, or cannot be run."""
     if not path.is_file():
-        raise ValueError(f"--code_path {path}: {'is a folder' if path.is_dir() else 'is not there'}")
+        raise ValueError(f"--code_path {path}: {'is a folder' if path.is_dir() else 'does not exist'}")
     name = f"pdevis_code_{path.stem}"
     spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
     assert spec is not None
@@ -151,7 +151,7 @@ def pair_loader(
     return load
 
 
-def follow(args: argparse.Namespace) -> int:
+def join_as_worker(args: argparse.Namespace) -> int:
     """Help the first rank until it is done (`cli.leads`)."""
     args.progress = False
     pair_loader(args, World(), load_code(args.code_path))()

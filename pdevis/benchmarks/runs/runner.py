@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.runs.result_files import LINES, METHOD_KEYS, METHODS, blocks_of, make_block
-from pdevis.config import DecodeConfig, Generation
+from pdevis.config import DecodeConfig
+from pdevis.generation import Generation
 from pdevis.util.argtypes import one_line
 
 if TYPE_CHECKING:

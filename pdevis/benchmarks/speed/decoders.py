@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pdevis.config import DecodeConfig, DecodeStats, DraftConfig
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.generation import DecodeStats
 from pdevis.util.argtypes import one_line
 
 if TYPE_CHECKING:

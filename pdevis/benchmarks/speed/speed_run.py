@@ -29,7 +29,7 @@ from pdevis.benchmarks.speed.speed_devices import pairs_on, parse_layouts
 from pdevis.benchmarks.speed.speed_summary import KIND, Entry, summarize
 from pdevis.benchmarks.speed.speed_table import show_speed
 from pdevis.benchmarks.summary.summary_table import make_console
-from pdevis.cli import leads, on_ranks, pair_arguments
+from pdevis.cli import is_main_rank, on_ranks, pair_arguments
 from pdevis.config import DraftConfig
 from pdevis.util.prompts import SpeedPrompt
 
@@ -185,7 +185,7 @@ def run_speed(run: SpeedRun) -> int:
         ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: with --output finished units
             are kept in the journal; without, what is finished is printed first.
     """
-    if not leads(run.args):
+    if not is_main_rank(run.args):
         run.load()
         return 0
     header = {"benchmark": KIND, "settings": run.settings(), "versions": versions()}

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pdevis.benchmarks.speed.decoders import PROMPTS
-from pdevis.config import DecodeConfig, DecodeStats
+from pdevis.config import DecodeConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
+from pdevis.generation import DecodeStats
 from pdevis.loading.checkpoint import Source, read_model, read_tokenizer
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models.layers import StackWeights

@@ -93,7 +93,7 @@ def fetch_wmt(revision: str) -> list[Item]:
 
 
 def sacrebleu_pairs(languages: str) -> list[tuple[str, str]]:
-    """Sources and references of sacrebleu's test set, downloaded (and checked by its md5) if it is not there yet."""
+    """Sources and references of sacrebleu's test set, downloaded (and checked by its md5) if it does not exist yet."""
     from sacrebleu.utils import get_reference_files, get_source_file
 
     try:

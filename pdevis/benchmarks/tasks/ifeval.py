@@ -173,9 +173,9 @@ def _check_arguments(name: str, given: dict[str, Any]) -> None:
         if kind == _RELATION and value not in _RELATIONS:
             raise ValueError(f"{where}: must be one of {', '.join(_RELATIONS)}")
         if kind == _NUMBER and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
-            raise ValueError(f"{where}: must be a number of at least 0")
+            raise ValueError(f"{where}: must be a number >= 0")
         if kind in (_TEXT, _PATTERN) and not isinstance(value, str):
-            raise ValueError(f"{where}: must be a text")
+            raise ValueError(f"{where}: must be a string")
         if kind == _PATTERNS and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
             raise ValueError(f"{where}: must be a list of texts")
         for pattern in value if kind == _PATTERNS else [value] if kind == _PATTERN else []:

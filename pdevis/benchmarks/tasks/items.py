@@ -20,7 +20,7 @@ def load_items(path: Path | str, check: Callable[[Item], None], k: int | None = 
         ValueError: naming the file, the item (JSON array) or line (JSON lines), what is wrong and what is allowed.
     """
     if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
-        raise ValueError(f"k = {k!r}: must be a whole number of at least 1")
+        raise ValueError(f"k = {k!r}: must be an integer >= 1")
     items: list[Item] = []
     places: dict[str, str] = {}
     for place, item in _numbered(Path(path)):
@@ -44,7 +44,7 @@ def text(item: Item, key: str) -> str:
     """The text under a key. Raises ValueError where it is missing, empty, or no text."""
     value = present(item, key)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key} = {shortened(value)}: must be a text that is not empty")
+        raise ValueError(f"{key} = {shortened(value)}: must be a string that is not empty")
     return value
 
 
@@ -78,7 +78,7 @@ def shortened(value: Any, most: int = 60) -> str:
 def _question_id(item: Item) -> str:
     value = present(item, "question_id")
     if not isinstance(value, (int, str)) or isinstance(value, bool) or value == "":
-        raise ValueError(f"question_id = {shortened(value)}: must be a whole number or a text")
+        raise ValueError(f"question_id = {shortened(value)}: must be an integer or a text")
     return repr(value)
 
 

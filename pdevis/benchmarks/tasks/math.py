@@ -69,10 +69,10 @@ class Math:
         text(item, "prompt")
         label = present(item, "label")
         if isinstance(label, bool) or not isinstance(label, (int, float, str)) or not str(label).strip():
-            raise ValueError(f"label = {shortened(label)}: must be a text (LaTeX) or a number")
+            raise ValueError(f"label = {shortened(label)}: must be a string (LaTeX) or a number")
         for key in ("subject", "level"):
             if isinstance(item.get(key, ""), (list, dict)):
-                raise ValueError(f"{key} = {shortened(item[key])}: must be a text or a number")
+                raise ValueError(f"{key} = {shortened(item[key])}: must be a string or a number")
 
     def prompts(self, item: Item) -> list[str]:
         """The problem and how to answer it (left out where the item says so itself)."""

@@ -19,7 +19,7 @@ FILES = ("abbrev_types.txt", "sent_starters.txt", "collocations.tab", "ortho_con
 
 
 def prepare_punkt() -> Path:
-    """The folder for `nltk.data.path`, made if it is not there yet. The first of several processes to finish wins.
+    """The folder for `nltk.data.path`, made if it does not exist yet. The first of several processes to finish wins.
 
     Raises:
         OSError: where the cache folder cannot be written.

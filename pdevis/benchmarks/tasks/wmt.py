@@ -74,7 +74,7 @@ class Wmt:
         for key in ("prompt", "label"):
             (texts if isinstance(item.get(key), list) else text)(item, key)
         if isinstance(item["prompt"], list) and len(item["prompt"]) != 1:
-            raise ValueError(f"prompt holds {len(item['prompt'])} texts: must be a text, or a list of one")
+            raise ValueError(f"prompt holds {len(item['prompt'])} texts: must be a string, or a list of one")
 
     def prompts(self, item: Item) -> list[str]:
         return [source(item)]

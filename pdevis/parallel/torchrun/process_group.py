@@ -108,7 +108,7 @@ def start_ranks(meet_seconds: float = MEET_SECONDS, patience_seconds: float = PA
 def _number(name: str) -> int:
     value = os.environ.get(name, "")
     if not value.isdecimal():
-        raise ModelLoadError(f"{name} = {value!r}: must be a whole number, as torchrun sets it")
+        raise ModelLoadError(f"{name} = {value!r}: must be an integer, as torchrun sets it")
     return int(value)
 
 
@@ -150,7 +150,7 @@ class RankChannel:
 
     def register(self, name: str, function: Callable[..., Any]) -> None:
         """Let `call` run a function under that name. It must not use `call` itself."""
-        assert name not in (BEAT, CLOSE, *self._handlers), f"a handler named {name!r} is there already"
+        assert name not in (BEAT, CLOSE, *self._handlers), f"a handler named {name!r} already exists"
         self._handlers[name] = function
 
     def call(self, name: str, *args: Any) -> Any:

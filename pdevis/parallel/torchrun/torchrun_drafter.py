@@ -5,26 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from pdevis.loading.build import build_model
-from pdevis.loading.load_spec import Plan
-from pdevis.loading.shard_spec import Share
-from pdevis.loading.weight_reader import unsupported
+from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.shard_spec import ShardSpec
+from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.parallel.collectives import ProcessGroup
 from pdevis.parallel.draft_service import DraftService
 from pdevis.parallel.torchrun.process_group import RankChannel
 from pdevis.parallel.worker_process import Ready
 
 
-class RankDrafter:
-    """What `Workers` are, on ranks; to be made on every one of them. Each call is done together before it returns."""
+class TorchrunDrafter:
+    """A drafter on ranks, like `WorkerPool`; made on every one of them. Each call returns when all are done."""
 
     concurrent = False
     cut = False
 
-    def __init__(self, channel: RankChannel, plan: Plan, target_vocab: int) -> None:
+    def __init__(self, channel: RankChannel, plan: LoadSpec, target_vocab: int) -> None:
         ranks = channel.ranks
         self.plan = plan
-        self.reachable = not unsupported(plan.config)
-        share = Share(ranks.rank, ranks.size) if self.reachable else Share()
+        self.has_sublayer_access = not unsupported_reason(plan.config)
+        share = ShardSpec(ranks.rank, ranks.size) if self.has_sublayer_access else ShardSpec()
         self.devices = share.size
         model = build_model(plan, share)
         self.ready = Ready(model.vocab_size, model.context_length)

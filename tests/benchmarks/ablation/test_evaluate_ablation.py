@@ -54,7 +54,7 @@ def test_the_grid() -> None:
         (["--modes", "fast"], "--modes: 'fast' must be one of"),
         (["--modes", "auto"], "--modes: 'auto' has no place in a grid"),
         (["--thresholds", "0.8,x"], "--thresholds: 'x' must be a finite number"),
-        (["--gammas", "4,0"], "--gammas: 0 must be a whole number of at least 1"),
+        (["--gammas", "4,0"], "--gammas: 0 must be an integer >= 1"),
         (["--windows", "2,2"], "--windows: '2,2' names 2 twice"),
         (["--gamma", "5"], "--gamma 5: here the grid sets it, with --gammas"),
         (["--draft_mode", "skip"], "--draft_mode skip: here the grid sets it, with --modes"),

@@ -120,7 +120,7 @@ def test_finished_results_are_replaced_only_with_overwrite(scripts: Scripts, mon
     assert scripts("mmlu", *FLAGS, "--output", OUTPUT)[0] == 0
     first = OUTPUT.read_bytes()
     code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT)
-    assert (code, err) == (2, "error: --output o.json: is there already: --overwrite replaces it\n")
+    assert (code, err) == (2, "error: --output o.json: already exists: --overwrite replaces it\n")
     code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")
     assert (code, err) == (0, "o.json is complete: 6 items, 0 failed\n")
     assert stop(scripts, monkeypatch, 8, "--overwrite")[0] == 130

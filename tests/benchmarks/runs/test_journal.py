@@ -154,7 +154,7 @@ def test_a_pair_that_auto_made_different_is_named(output: Path) -> None:
 
 def test_a_finished_run_is_never_replaced_by_accident(output: Path) -> None:
     output.write_text("[]")
-    with pytest.raises(ValueError, match="is there already: --overwrite replaces it"):
+    with pytest.raises(ValueError, match="already exists: --overwrite replaces it"):
         earlier(output)
     with pytest.raises(ValueError, match=r"without its out.json.meta.json: --overwrite"):
         earlier(output, resume=True)

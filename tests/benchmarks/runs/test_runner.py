@@ -12,7 +12,8 @@ from helpers.fake_pair import FakePair
 from pdevis.benchmarks.runs.lossless_check import compare_turns, first_difference, tally, verdict
 from pdevis.benchmarks.runs.result_files import METHODS, blocks_of, make_block
 from pdevis.benchmarks.runs.runner import Conditions, derive_seed, run_items, warm_up
-from pdevis.config import DecodeConfig, DecodeStats, Generation
+from pdevis.config import DecodeConfig
+from pdevis.generation import DecodeStats, Generation
 
 
 @dataclass

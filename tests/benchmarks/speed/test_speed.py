@@ -189,7 +189,7 @@ def test_a_prompt_that_leaves_no_room_is_named(main, flags, capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--gammas", "2,0"], ["--gammas", "0", "at least 1"]),
+        (["--gammas", "2,0"], ["--gammas", "0", ">= 1"]),
         (["--gammas", "auto,x"], ["--gammas", "'x'", "auto"]),
         (["--modes", "fast"], ["--modes", "'fast'", "parallel"]),
         (["--thresholds", "x"], ["--thresholds", "'x'"]),
@@ -198,7 +198,7 @@ def test_a_prompt_that_leaves_no_room_is_named(main, flags, capsys):
         (["--without", "plain"], ["--without", "'plain'", "lookup"]),
         (["--categories", "math"], ["--categories", "--specbench"]),
         (["--specbench", "no/such.jsonl"], ["no/such.jsonl", "no such file"]),
-        (["--gguf", "no/such.gguf"], ["--gguf", "no/such.gguf", "is not there"]),
+        (["--gguf", "no/such.gguf"], ["--gguf", "no/such.gguf", "does not exist"]),
         (["--resume"], ["--resume", "--output"]),
         (["--output", "no/such/folder/x.json"], ["--output", "no/such/folder"]),
     ],

@@ -8,7 +8,7 @@ from pdevis.benchmarks.speed.decoders import PLAIN
 from pdevis.benchmarks.speed.draft_step import summarize_steps
 from pdevis.benchmarks.speed.memory import summarize_memory
 from pdevis.benchmarks.speed.speed_rows import equality, expected_length, make_rows, rejections
-from pdevis.config import DecodeStats
+from pdevis.generation import DecodeStats
 
 OURS = "pdevis, exact, γ=4"
 

@@ -46,16 +46,16 @@ GOOD: dict[str, dict[str, Any]] = {
 BROKEN = [
     ("wmt", {"prompt": ["a", "b"]}, "prompt holds 2 texts"),
     ("wmt", {"label": []}, "label = []: must be a list of texts"),
-    ("wmt", {"label": 3}, "label = 3: must be a text"),
+    ("wmt", {"label": 3}, "label = 3: must be a string"),
     ("mmlu", {"label": "E"}, "label = 'E': must be one of A, B, C, D"),
     ("mmlu", {"label": 2}, "label = 2: must be one of"),
-    ("mmlu", {"subject": None}, "subject = None: must be a text"),
-    ("mmlu", {"prompt": "  "}, "prompt = '  ': must be a text that is not empty"),
+    ("mmlu", {"subject": None}, "subject = None: must be a string"),
+    ("mmlu", {"prompt": "  "}, "prompt = '  ': must be a string that is not empty"),
     ("mgsm", {"language": "pl"}, "language = 'pl': must be one of en, es"),
     ("mgsm", {"label": "many"}, "label = 'many': must be a number"),
     ("mgsm", {"label": True}, "label = True: must be a number"),
-    ("math", {"label": ["1"]}, "label = ['1']: must be a text (LaTeX) or a number"),
-    ("math", {"label": " "}, "must be a text (LaTeX) or a number"),
+    ("math", {"label": ["1"]}, "label = ['1']: must be a string (LaTeX) or a number"),
+    ("math", {"label": " "}, "must be a string (LaTeX) or a number"),
     ("ifeval", {"kwargs": []}, "kwargs holds 0 objects: must hold one for each of 1 instructions"),
     ("ifeval", {"instruction_id_list": ["a:b"]}, "instruction 'a:b' is unknown: must be one of change_case"),
     ("ifeval", {"kwargs": [{"num_words": 3}]}, "num_words = 3: must be one of no arguments at all"),
@@ -68,8 +68,8 @@ BROKEN = [
     ("ifeval", {"instruction_id_list": ["combination:repeat_prompt"]}, "has no prompt_to_repeat"),
     ("specbench", {"turns": "t"}, "turns = 't': must be a list of texts"),
     ("specbench", {"turns": ["t", ""]}, "must be a list of texts"),
-    ("specbench", {"category": 3}, "category = 3: must be a text"),
-    ("specbench", {"question_id": None}, "question_id = None: must be a whole number or a text"),
+    ("specbench", {"category": 3}, "category = 3: must be a string"),
+    ("specbench", {"question_id": None}, "question_id = None: must be an integer or a text"),
 ]
 
 
@@ -129,7 +129,7 @@ def test_wrong_paths_and_counts_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder"):
         task.load(tmp_path)
     for k in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match=f"k = {k}: must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match=f"k = {k}: must be an integer >= 1"):
             task.load(sample("wmt"), k=k)
     with pytest.raises(ValueError, match="benchmark = 'gsm': must be one of wmt, mmlu"):
         get_task("gsm")

@@ -18,10 +18,11 @@ import torch
 
 from helpers.decoding import GREEDY, PROMPT, plain
 from helpers.torchrun_runs import PYTHONPATH
-from pdevis.config import DecodeStats, DraftConfig
+from pdevis.config import DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats
 from pdevis.loading.catalog import ModelLoadError, Source
 from pdevis.loading.checkpoint import find_source, read_config, read_model
 from pdevis.loading.device_map import TensorParallel, read_sharded_model
