@@ -24,7 +24,8 @@ from pdevis.devices import use_all_cores
 from pdevis.drafting.drafter import Drafter, resolve_rule
 from pdevis.generation import DecodeStats, Generation
 from pdevis.loading.build import build_model, build_pair, compile_pair
-from pdevis.models.stack import CausalLM, DecoderStack
+from pdevis.models.causal_lm import CausalLM
+from pdevis.models.stack import DecoderStack
 from pdevis.parallel.remote import RemoteDrafter, RemoteModel, start_drafter
 from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
 from pdevis.parallel.worker_pool import WorkerPool

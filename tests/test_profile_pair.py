@@ -12,7 +12,7 @@ import torch
 from helpers.profiles import COSTS, SKIP, make_profile, save
 from pdevis import DecodeConfig, DraftConfig, load_pair
 from pdevis.chat import render
-from pdevis.decoding.gamma import MOST
+from pdevis.decoding.gamma import MAX_GAMMA
 from pdevis.profile import Profile, this_machine
 
 
@@ -74,7 +74,7 @@ def test_a_file_is_as_good_as_a_profile(folder, tmp_path):
     path = save(make_profile(folder, folder, threads=None), tmp_path / "p.json")
     pair = load_pair(folder, folder, device="cpu", profile=path, target_precision="float64", draft_precision="float64")
     assert pair.mode == "skip"
-    assert pair._auto.open(MOST) == MOST, "the costs are known from the first round on"
+    assert pair._auto.choose(MAX_GAMMA) == MAX_GAMMA, "the costs are known from the first round on"
     path.write_text("{}")
     with pytest.raises(ValueError, match="no profile"):
         load_pair(folder, profile=path)

@@ -152,8 +152,9 @@ def run(args: Namespace) -> None:
     from torch.utils.benchmark import Timer
     from tqdm import tqdm
 
-    from pdevis.benchmarks.summary.summary_table import make_console, table
+    from pdevis.benchmarks.summary.summary_table import table
     from pdevis.loading.checkpoint import check_device
+    from pdevis.util.console import make_console
 
     device = check_device(args.device)
     formats = formats_of(args.formats, device)

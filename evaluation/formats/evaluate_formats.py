@@ -37,9 +37,9 @@ def run(args: Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pdevis.benchmarks.speed.speed_prompts import builtin_prompts, specbench_prompts
     from pdevis.benchmarks.speed.weight_formats import compare_formats
     from pdevis.loading.checkpoint import find_source
-    from pdevis.util.prompts import builtin_prompts, specbench_prompts
 
     formats = args.formats.split(",")
     for name in formats:

@@ -132,7 +132,7 @@ def run(args: Namespace) -> int:
         raise ValueError(f"--gguf {args.gguf}: {'is a folder' if args.gguf.is_dir() else 'does not exist'}")
     chosen, left_out = settings(args), without(args)
 
-    from pdevis.util.prompts import builtin_prompts, specbench_prompts
+    from pdevis.benchmarks.speed.speed_prompts import builtin_prompts, specbench_prompts
 
     if args.specbench:
         names = [name.strip() for name in args.categories.split(",")] if args.categories else None

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdevis.decoding.sampling import Sampler, distribution, residual
-from pdevis.drafting.drafter import load_prompt
 from pdevis.generation import Draft, Verdict
-from pdevis.models.stack import CausalLM
+from pdevis.models.causal_lm import CausalLM, load_prompt
 
 
 class Verifier:

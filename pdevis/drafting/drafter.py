@@ -18,10 +18,11 @@ from torch import Tensor
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.sampling import Sampler, distribution
 from pdevis.drafting.engine import DraftEngine, DraftStep, LaneExecutor, argmax_logprob
+from pdevis.drafting.schedule import check_mode
 from pdevis.generation import Draft
-from pdevis.loading.load_spec import check_mode
+from pdevis.models.causal_lm import CausalLM, load_prompt
 from pdevis.models.hf import HFCausalLM
-from pdevis.models.stack import CausalLM, DecoderStack
+from pdevis.models.stack import DecoderStack
 
 
 class Engine(Protocol):
@@ -209,21 +210,3 @@ class Drafter:
         """Ids as this model can read them: a target with a larger vocabulary may write ids that it lacks."""
         last = self.model.vocab_size - 1
         return [min(token, last) for token in ids]
-
-
-def load_prompt(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[[Tensor], None]) -> None:
-    """Bring a model's cache to the prompt without its last token, from its shared prefix or from nothing; `read`
-    appends tokens to it."""
-    wanted = prompt[:-1]
-    shared = 0
-    if reuse:
-        limit = min(len(model.tokens), len(wanted), model.length)
-        shared = next((i for i in range(limit) if model.tokens[i] != wanted[i]), limit)
-    model.rewind(shared)
-    model.tokens = wanted[:shared]
-    if wanted[shared:]:
-        try:
-            read(torch.tensor(wanted[shared:], device=model.device))
-        except BaseException:  # some chunks may be in the cache, and nobody knows which
-            model.rewind(min(shared, model.length))
-            raise

@@ -20,7 +20,8 @@ from pdevis.config import DraftConfig
 from pdevis.drafting.divergence import similarity, similarity_matrix
 from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan
 from pdevis.generation import TracedPass
-from pdevis.models.stack import CHUNK, DecoderStack, Step
+from pdevis.models.causal_lm import CHUNK
+from pdevis.models.stack import DecoderStack, Step
 
 
 class OutputHead(Protocol):

@@ -80,3 +80,12 @@ def plan(similarities: list[list[float]], config: DraftConfig) -> Schedule:
         groups.append(Group(tuple(range(start, end)), config.mlp_lanes))
         start = end
     return Schedule(tuple(groups))
+
+
+def check_mode(mode: str, has_sublayers: bool) -> None:
+    """Raise ValueError where a drafting mode needs a drafter whose sublayers can be reached, and this one's cannot."""
+    if mode in ("skip", "parallel") and not has_sublayers:
+        raise ValueError(
+            f"mode = {mode!r}: needs a drafter of a family whose layers pdevis runs itself "
+            "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"
+        )

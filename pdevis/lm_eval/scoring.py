@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pdevis.models.stack import CausalLM
+from pdevis.models.causal_lm import CausalLM
 
 ROWS = 256  # tokens whose logits are held at once: [ROWS, V] bounds the memory
 

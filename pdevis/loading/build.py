@@ -10,6 +10,7 @@ import torch
 
 from pdevis.config import RANKS
 from pdevis.devices import DeviceSlot, find_device_slots, split_cores, use_cores
+from pdevis.drafting.schedule import check_mode
 from pdevis.loading.catalog import ModelLoadError
 from pdevis.loading.checkpoint import (
     check_same_tokenizer,
@@ -21,23 +22,16 @@ from pdevis.loading.checkpoint import (
     translate_load_errors,
 )
 from pdevis.loading.device_map import Spread, TensorParallel, read_sharded_model, read_spread_model
-from pdevis.loading.load_spec import (
-    SELF,
-    LoadSpec,
-    check_draft_vocab,
-    check_lanes,
-    check_mode,
-    find_target,
-    fit_precision,
-)
+from pdevis.loading.load_spec import SELF, LoadSpec, check_draft_vocab, check_lanes, find_target, fit_precision
 from pdevis.loading.progress_bars import without_bars
 from pdevis.loading.safetensors_stream import stream_model
 from pdevis.loading.shard_spec import WHOLE, ShardSpec
 from pdevis.loading.weight_reader import FAMILIES, read_weights, unsupported_reason
+from pdevis.models.causal_lm import CausalLM
 from pdevis.models.compiled import compile_stack
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.linear import resolve_precision, storage_dtype
-from pdevis.models.stack import CausalLM, DecoderStack
+from pdevis.models.stack import DecoderStack
 from pdevis.parallel.torchrun.process_group import RankChannel, Ranks
 
 

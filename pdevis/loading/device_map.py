@@ -29,7 +29,7 @@ from transformers.distributed import DistributedConfig
 
 from pdevis.loading.catalog import ModelLoadError, Source
 from pdevis.loading.checkpoint import check_device, read_config, read_model, translate_load_errors
-from pdevis.models.stack import CausalLM
+from pdevis.models.causal_lm import CausalLM
 from pdevis.parallel.torchrun.process_group import RankChannel
 
 AUTO = "auto"

@@ -59,15 +59,6 @@ def check_lanes(draft_device: str | None, places: Sequence[DeviceSlot], config: 
         raise ValueError(f"draft_device = {draft_device!r}: must be one device for {reason}")
 
 
-def check_mode(mode: str, has_sublayers: bool) -> None:
-    """Raise ValueError where a drafting mode needs a drafter whose sublayers can be reached, and this one's cannot."""
-    if mode in ("skip", "parallel") and not has_sublayers:
-        raise ValueError(
-            f"mode = {mode!r}: needs a drafter of a family whose layers pdevis runs itself "
-            "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"
-        )
-
-
 def check_draft_vocab(draft_vocab: int | None, config: Any) -> int | None:
     """The ids that the drafter's output head is to cover. Raises ValueError where it cannot do with fewer."""
     if draft_vocab is None:

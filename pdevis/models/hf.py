@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-CHUNK = 512  # tokens of a prompt per forward
+from pdevis.models.causal_lm import CHUNK
 
 
 class HFCausalLM:

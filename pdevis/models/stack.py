@@ -16,39 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pdevis.models.causal_lm import CHUNK
 from pdevis.models.layers import StackWeights
 
-CHUNK = 512  # tokens of a prompt per forward: bounds the mask and the activations
 FIRST_CAPACITY = 512  # tokens the cache holds at first; it doubles
 # On CPU the attention of up to so many tokens runs token by token: what a row of a larger product rounds to depends on
 # the others there, and verification is to give the plain decoder's bits. It costs a few per cent of a small model.
 ONE_BY_ONE = 17
-
-
-class CausalLM(Protocol):
-    """What decoding needs of a model: one sequence in a cache that can be rewound."""
-
-    vocab_size: int
-    context_length: int
-    device: torch.device
-    tokens: list[int]  # what the cache holds, as far as a decoder has said; lets the next generation share a prefix
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        ...
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Append ids [T] to the cache; logits [T, V] of each of them."""
-        ...
-
-    def prefill(self, ids: Tensor) -> None:
-        """Append ids [T] to the cache; no logits."""
-        ...
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens of the cache."""
-        ...
 
 
 class WholeForward(Protocol):

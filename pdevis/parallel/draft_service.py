@@ -19,7 +19,8 @@ import torch
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import Draft
-from pdevis.models.stack import CausalLM, DecoderStack
+from pdevis.models.causal_lm import CausalLM
+from pdevis.models.stack import DecoderStack
 from pdevis.parallel.collectives import Dropped, Link
 from pdevis.parallel.lanes import DeviceLanes
 

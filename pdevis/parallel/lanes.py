@@ -23,7 +23,8 @@ from torch import Tensor
 
 from pdevis.drafting.engine import argmax_logprob
 from pdevis.loading.shard_spec import ShardSpec
-from pdevis.models.stack import CHUNK, DecoderStack, Step
+from pdevis.models.causal_lm import CHUNK
+from pdevis.models.stack import DecoderStack, Step
 from pdevis.parallel.collectives import Link
 
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")

@@ -16,7 +16,7 @@ from pdevis.config import RANKS, DecodeConfig, DraftConfig
 from pdevis.generation import Draft
 from pdevis.loading.build import Built
 from pdevis.loading.load_spec import LoadSpec
-from pdevis.models.stack import CausalLM
+from pdevis.models.causal_lm import CausalLM
 from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 

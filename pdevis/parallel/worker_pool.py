@@ -24,8 +24,8 @@ from pdevis.devices import DeviceSlot
 from pdevis.loading.catalog import ModelLoadError
 from pdevis.loading.load_spec import LoadSpec, check_lanes
 from pdevis.loading.weight_reader import unsupported_reason
+from pdevis.models.causal_lm import CHUNK
 from pdevis.models.linear import storage_dtype
-from pdevis.models.stack import CHUNK
 from pdevis.parallel.draft_service import AHEAD_LEAST
 from pdevis.parallel.ipc import interrupts_later, patient_pipe, start_deaf
 from pdevis.parallel.shared_memory import Board

@@ -32,32 +32,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.evaluation_flags import list_of, one_of
 from pdevis.cli import Parser, run_main
 from pdevis.config import DraftConfig
-from pdevis.util.argtypes import checked, positive
+from pdevis.util.argtypes import checked, list_of, number, one_of, positive
 
 MODES = ("parallel", "skip", "exact")
-
-
-def number(least: float = 0.0, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
-    """A parser of numbers from `least`, or `above` it, to `most`."""
-    bounds = f"{'>' if above else '>='} {least:g}" + (f" and <= {most:g}" if most < 1e300 else "")
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not (least < value or (value == least and not above)) or value > most or value == float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} must be a number {bounds}")
-        return value
-
-    return parse
 
 
 def build_parser() -> Parser:
@@ -115,11 +98,11 @@ def run(args: argparse.Namespace) -> None:
     import json
 
     from pdevis.benchmarks.summary.summary_script import check_targets
-    from pdevis.benchmarks.summary.summary_table import make_console
     from pdevis.profile import read_profile
     from pdevis.simulate.simulation import simulate
     from pdevis.simulate.simulation_table import show_simulation
     from pdevis.simulate.trace_selection import find_timing, read_traces
+    from pdevis.util.console import make_console
 
     for path in args.trace:
         check_targets(path, {"--plot": args.plot})

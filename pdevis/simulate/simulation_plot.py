@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.summary.summary_plot import new_figure, save
+from pdevis.util.plotting import new_figure, save
 
 CURVES = {
     "draft_speedup": ("draft, over exact on one device", "s", "-"),

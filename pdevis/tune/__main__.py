@@ -26,10 +26,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.evaluation_flags import list_of, one_of
 from pdevis.cli import Parser, add_model_flags, run_main
 from pdevis.config import DraftConfig
-from pdevis.util.argtypes import parse_value, positive
+from pdevis.util.argtypes import list_of, one_of, parse_value, positive
 
 MODES = ("exact", "skip", "parallel")
 DEFAULT_OUTPUT = Path("pdevis-profile.json")

@@ -21,7 +21,8 @@ from pdevis.drafting.drafter import Drafter
 from pdevis.tune.timing import now
 
 if TYPE_CHECKING:
-    from pdevis.models.stack import CausalLM, DecoderStack
+    from pdevis.models.causal_lm import CausalLM
+    from pdevis.models.stack import DecoderStack
 
 DRAFTED = 8  # tokens of a rehearsed draft
 

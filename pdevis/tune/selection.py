@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from pdevis.config import DraftConfig
-from pdevis.decoding.gamma import MOST, RoundCosts
+from pdevis.decoding.gamma import MAX_GAMMA, RoundCosts
 from pdevis.tune.acceptance import Rehearsal
 
 NOISE = 1.03  # speeds whose ratio is below this count as equal
@@ -59,7 +59,7 @@ class Candidate:
     @property
     def gamma(self) -> int:
         """The best γ >= 1."""
-        return max(range(1, MOST + 1), key=self.rate)
+        return max(range(1, MAX_GAMMA + 1), key=self.rate)
 
     @property
     def pays(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pdevis.models.stack import DecoderStack
 
 if TYPE_CHECKING:
-    from pdevis.models.stack import CausalLM
+    from pdevis.models.causal_lm import CausalLM
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)  # tokens of a forward
 ROUND = 4  # draft tokens of the round that thread counts are compared by

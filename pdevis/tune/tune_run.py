@@ -14,9 +14,6 @@ import torch
 
 from pdevis.benchmarks.runs.output import Output
 from pdevis.benchmarks.runs.provenance import hardware, now, versions
-from pdevis.benchmarks.runs.result_files import write_atomic
-from pdevis.benchmarks.speed.decoders import PROMPTS
-from pdevis.benchmarks.summary.summary_table import make_console
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.catalog import resolve
 from pdevis.models.stack import DecoderStack
@@ -27,6 +24,9 @@ from pdevis.tune.selection import Candidate, best, best_draft_length, best_threa
 from pdevis.tune.timing import WIDTHS, Timed, forward_seconds, thread_counts, thread_seconds
 from pdevis.tune.tune_report import Check, Found, evidence
 from pdevis.tune.tune_table import show_choice, show_found
+from pdevis.util.console import make_console
+from pdevis.util.files import write_atomic
+from pdevis.util.prompts import PROMPTS
 
 THREAD_REPEATS = 3
 

@@ -57,3 +57,43 @@ def checked(config: type, name: str, convert: Callable[[str], Any]) -> Callable[
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
+
+
+def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A parser of comma lists without doubles, each element parsed by `convert`."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        values = tuple(convert(part.strip()) for part in text.split(","))
+        doubled = [value for place, value in enumerate(values) if value in values[:place]]
+        if doubled:
+            raise argparse.ArgumentTypeError(f"{text!r} names {doubled[0]} twice")
+        return values
+
+    return parse
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    """A parser of one word among those allowed."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r} must be among {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def number(least: float = 0.0, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
+    """A parser of numbers from `least`, or `above` it, to `most`."""
+    bounds = f"{'>' if above else '>='} {least:g}" + (f" and <= {most:g}" if most < 1e300 else "")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (least < value or (value == least and not above)) or value > most or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number {bounds}")
+        return value
+
+    return parse

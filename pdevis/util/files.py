@@ -1,4 +1,4 @@
-"""Where pdevis keeps what it makes outside the project: converted models, the chat's history."""
+"""The cache folder, and writing files and folders atomically."""
 
 from __future__ import annotations
 
@@ -28,3 +28,17 @@ def publish(made: Path, folder: Path, is_complete: Callable[[Path], bool]) -> No
         if folder.exists():
             folder.rename(made.with_name("broken"))
         made.rename(folder)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: to a neighbour first, which then takes the file's place."""
+    path = path.resolve()  # a link stays a link
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with neighbour.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        neighbour.replace(path)
+    finally:
+        neighbour.unlink(missing_ok=True)

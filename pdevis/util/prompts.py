@@ -1,50 +1,21 @@
-"""What the contestants of the speed comparison continue: built-in prompts, or first turns of SpecBench questions."""
+"""The built-in prompts for timing and tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, zip_longest
-from pathlib import Path
-
-from pdevis.benchmarks.speed.decoders import PROMPTS
-from pdevis.benchmarks.tasks.specbench import SpecBench
-
-
-@dataclass(frozen=True)
-class SpeedPrompt:
-    """A text, and where it comes from; None: it is built in."""
-
-    text: str
-    category: str | None = None
-    question_id: int | str | None = None
-
-
-def builtin_prompts(count: int) -> list[SpeedPrompt]:
-    """The first `count` built-in prompts. Raises ValueError where there are fewer."""
-    if count > len(PROMPTS):
-        raise ValueError(f"--prompts: {count} must be at most {len(PROMPTS)}, the built-in prompts")
-    return [SpeedPrompt(text) for text in PROMPTS[:count]]
-
-
-def specbench_prompts(path: Path, categories: Sequence[str] | None, count: int) -> list[SpeedPrompt]:
-    """The first turns of questions of a SpecBench file, the categories taking turns.
-
-    Args:
-        path: JSON lines or a JSON array.
-        categories: which; None: all of the file.
-        count: at most so many.
-
-    Raises:
-        ValueError: for a file that is broken or missing, or a category that it does not have.
-    """
-    groups: dict[str, list[SpeedPrompt]] = {}
-    for item in SpecBench().load(path):
-        prompt = SpeedPrompt(item["turns"][0], item["category"], item["question_id"])
-        groups.setdefault(item["category"], []).append(prompt)
-    wanted = list(dict.fromkeys(categories)) if categories is not None else list(groups)
-    for name in wanted:
-        if name not in groups:
-            raise ValueError(f"--categories: {name!r} must be among {', '.join(groups)}")
-    rows = zip_longest(*(groups[name] for name in wanted))
-    return [prompt for prompt in chain.from_iterable(rows) if prompt is not None][:count]
+# Varied on purpose: prose, lists, code, arithmetic, translation, facts, dialogue, formats, a long context, a story.
+PROMPTS = (
+    "Why is the sky blue? Explain it to a ten-year-old in a few sentences.",
+    "Write a Python function that returns the n-th Fibonacci number, and explain how it works.",
+    "List seven things to check before a long bicycle tour.",
+    "A train leaves at 9:40 and arrives at 13:05. How long does the journey take? Show your steps.",
+    "Translate into French: The library opens at nine, but the reading room stays closed until noon.",
+    "Who was Marie Curie, and what is she known for?",
+    "Write a short dialogue between a customer who wants to return a kettle and a patient shop assistant.",
+    "Give an example of a JSON object that describes a book with title, author, year and two reviews.",
+    "Summarise in two sentences: The town council met on Tuesday evening to discuss the future of the old mill. Some "
+    "members want to turn it into a museum, others into flats; the mayor asked for a report on the costs of both plans "
+    "by the end of the month, and an architect was invited to show her drawings to the public in the town hall.",
+    "Write the beginning of a story about a lighthouse keeper who finds a letter in a bottle.",
+    "Explain the difference between a list and a tuple in Python, with a small example of each.",
+    "What are the main causes of the seasons on Earth?",
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.summary.summary_plot import error_bars, new_figure, not_measured, save
+from pdevis.util.plotting import error_bars, new_figure, not_measured, save
 
 MARKERS = {"exact": "o", "skip": "^", "parallel": "s"}
 FILLS = {"exact": "white", "skip": "0.7", "parallel": "black"}

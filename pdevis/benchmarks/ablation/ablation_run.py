@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.runs.distributed import join_world, leave_world
-from pdevis.benchmarks.runs.evaluation_flags import evaluation_parser, list_of
+from pdevis.benchmarks.runs.evaluation_flags import evaluation_parser
 from pdevis.benchmarks.runs.jobs import Entry, Job, Options, execute
 from pdevis.benchmarks.runs.lossless_check import compare_turns, tally, verdict
 from pdevis.benchmarks.runs.output import encode_meta
@@ -26,7 +26,7 @@ from pdevis.benchmarks.runs.runner import Conditions, Conversation, converse, wa
 from pdevis.cli import Parser, draft_config, is_main_rank
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import sum_stats
-from pdevis.util.argtypes import one_line, parse_value
+from pdevis.util.argtypes import list_of, one_line, parse_value
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

@@ -5,15 +5,12 @@ parser = evaluation_parser("mmlu", __doc__, root)
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pdevis.benchmarks.runs.result_files import LINES, METHODS
 from pdevis.benchmarks.tasks import BENCHMARKS
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags
-from pdevis.util.argtypes import positive
+from pdevis.util.argtypes import list_of, one_of, positive
 
 # The names that the scripts promise for flags that mean the same.
 USUAL = {
@@ -34,30 +31,6 @@ SPECBENCH = {
 }
 GEN_LEN = {"wmt": 128, "mmlu": 16, "mgsm": 256, "math": 512, "ifeval": 512, "specbench": 256}
 RESULTS = Path("results")  # the default folder for output, made where it is missing
-
-
-def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A parser of comma lists without doubles, each element parsed by `convert`."""
-
-    def parse(text: str) -> tuple[Any, ...]:
-        values = tuple(convert(part.strip()) for part in text.split(","))
-        doubled = [value for place, value in enumerate(values) if value in values[:place]]
-        if doubled:
-            raise argparse.ArgumentTypeError(f"{text!r} names {doubled[0]} twice")
-        return values
-
-    return parse
-
-
-def one_of(*allowed: str) -> Callable[[str], str]:
-    """A parser of one word among those allowed."""
-
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise argparse.ArgumentTypeError(f"{text!r} must be among {', '.join(allowed)}")
-        return text
-
-    return parse
 
 
 def sample_file(root: Path, benchmark: str) -> Path:

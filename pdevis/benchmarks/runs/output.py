@@ -15,7 +15,8 @@ from typing import Any
 
 from pdevis.benchmarks.runs.journal import Recorded, find_journals, read_journals
 from pdevis.benchmarks.runs.provenance import COMPARED
-from pdevis.benchmarks.runs.result_files import encode_json, meta_path, read_meta, write_atomic
+from pdevis.benchmarks.runs.result_files import encode_json, meta_path, read_meta
+from pdevis.util.files import write_atomic
 
 
 @dataclass

@@ -7,7 +7,6 @@ that does not exist is None, never 0. Seconds and counts are stored; a summary a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,20 +65,6 @@ def blocks_of(turns: Sequence[Generation]) -> dict[str, Any]:
 def encode_json(value: Any) -> bytes:
     """One line of JSON in UTF-8. Half surrogate pairs, which UTF-8 cannot hold, stay JSON escapes."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: to a neighbour first, which then takes the file's place."""
-    path = path.resolve()  # a link stays a link
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with neighbour.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        neighbour.replace(path)
-    finally:
-        neighbour.unlink(missing_ok=True)
 
 
 def encode_results(benchmark: str, entries: Sequence[dict[str, Any]]) -> bytes:

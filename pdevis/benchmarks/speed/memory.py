@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pdevis.config import DraftConfig
-    from pdevis.models.stack import CausalLM
+    from pdevis.models.causal_lm import CausalLM
 
 STATUS = Path("/proc/self/status")
 WALKED = ("pdevis", "bitsandbytes")  # packages whose objects may hold weights

@@ -10,7 +10,7 @@ from typing import Any
 
 from pdevis.benchmarks.speed.baselines import GENERATE
 from pdevis.benchmarks.speed.decoders import PLAIN
-from pdevis.benchmarks.summary.summary_plot import error_bars, new_figure, not_measured
+from pdevis.util.plotting import error_bars, new_figure, not_measured
 
 SHADES = {"plain": "0.55", "speculative": "0.75", "peer": "white"}
 HATCHES = {"plain": "", "speculative": "///", "peer": ""}

@@ -26,12 +26,12 @@ from pdevis.benchmarks.speed.decoders import PLAIN, Contestant, measure, plain, 
 from pdevis.benchmarks.speed.draft_step import measure_steps
 from pdevis.benchmarks.speed.memory import measure_memory
 from pdevis.benchmarks.speed.speed_devices import pairs_on, parse_layouts
+from pdevis.benchmarks.speed.speed_prompts import SpeedPrompt
 from pdevis.benchmarks.speed.speed_summary import KIND, Entry, summarize
 from pdevis.benchmarks.speed.speed_table import show_speed
-from pdevis.benchmarks.summary.summary_table import make_console
 from pdevis.cli import is_main_rank, on_ranks, pair_arguments
 from pdevis.config import DraftConfig
-from pdevis.util.prompts import SpeedPrompt
+from pdevis.util.console import make_console
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

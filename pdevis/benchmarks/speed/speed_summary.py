@@ -87,7 +87,7 @@ def run_speed_summary(args: Namespace) -> None:
     """Read, summarise, write, print, draw. Raises ValueError on user mistakes."""
     from pdevis.benchmarks.speed.speed_table import show_speed
     from pdevis.benchmarks.summary.summary_script import check_targets, write_summary
-    from pdevis.benchmarks.summary.summary_table import make_console
+    from pdevis.util.console import make_console
 
     for path in args.input:
         check_targets(path, {"--output": args.output, "--plot": args.plot})
@@ -97,7 +97,7 @@ def run_speed_summary(args: Namespace) -> None:
         show_speed(make_console(), run)
     if args.plot is not None:
         from pdevis.benchmarks.speed.speed_plot import plot_speed
-        from pdevis.benchmarks.summary.summary_plot import save
+        from pdevis.util.plotting import save
 
         save(plot_speed(runs), args.plot)
 

@@ -17,7 +17,6 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from pdevis.benchmarks.speed.decoders import PROMPTS
 from pdevis.config import DecodeConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
@@ -26,6 +25,7 @@ from pdevis.loading.checkpoint import Source, read_model, read_tokenizer
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models.layers import StackWeights
 from pdevis.models.stack import DecoderStack
+from pdevis.util.prompts import PROMPTS
 
 PLAIN_INT8 = "int8 without rotation"
 CONTEXT = 64  # tokens in the cache while timing

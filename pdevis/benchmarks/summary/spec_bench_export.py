@@ -12,8 +12,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.result_files import encode_json, write_atomic
+from pdevis.benchmarks.runs.result_files import encode_json
 from pdevis.benchmarks.summary.load_results import Question, Run, read_questions
+from pdevis.util.files import write_atomic
 
 BASELINE = "-baseline"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "pdevis.spec-bench")

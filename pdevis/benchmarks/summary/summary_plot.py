@@ -5,13 +5,10 @@ Made for print: methods are told apart by hatches and markers, never by colour a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from io import BytesIO
-from math import nan
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.result_files import write_atomic
+from pdevis.util.plotting import error_bars, new_figure, not_measured, save
 
 HATCHES = {"target": "", "drafter": "..", "speculative": "///"}
 SHADES = {"target": "0.55", "drafter": "0.9", "speculative": "0.75"}
@@ -23,16 +20,6 @@ ROW = 0.12  # inches per group and method
 def draw_summary(summary: dict[str, Any], path: Path) -> None:
     """Draw what `summarize` returns into a PNG file, which is replaced as a whole. OSError where it cannot be."""
     save(plot_summary(summary), path)
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def plot_summary(summary: dict[str, Any]) -> Any:
@@ -66,24 +53,6 @@ def plot_summary(summary: dict[str, Any]) -> Any:
     answered = summary["items"] - summary["errors"]
     figure.suptitle(f"{summary['benchmark']}: {state}{answered} questions, 95 % bootstrap intervals", fontsize=11)
     return figure
-
-
-def save(figure: Any, path: Path) -> None:
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    write_atomic(path, image.getvalue())
-
-
-def error_bars(figures: Sequence[dict[str, Any] | None], scale: float = 1) -> tuple[list[float], list[list[float]]]:
-    """Values and the lengths of their error bars down and up; nan for what was not measured, 0 without interval."""
-    values = [nan if each is None else scale * each["value"] for each in figures]
-    lengths = []
-    for end in ("low", "high"):
-        ends = [
-            value if each is None or each[end] is None else scale * each[end] for each, value in zip(figures, values)
-        ]
-        lengths.append([max(0.0, (end_ - value) * (1 if end == "high" else -1)) for end_, value in zip(ends, values)])
-    return values, lengths
 
 
 def _bars(axes: Any, figures: dict[str, dict[str, Any] | None], label: str, scale: float = 1) -> None:
@@ -166,12 +135,6 @@ def _dots(axes: Any, columns: dict[str, list[dict[str, Any] | None]], label: str
         )
     axes.grid(axis="x", color="0.88")
     axes.set_axisbelow(True)
-
-
-def not_measured(axes: Any) -> None:
-    place = {"ha": "center", "va": "center", "transform": axes.transAxes}
-    axes.text(0.5, 0.5, "not measured", backgroundcolor="white", **place)
-    axes.set_xticks([])
 
 
 def _legend(axes: Any, columns: int) -> None:

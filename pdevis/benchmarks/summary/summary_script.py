@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.runs.output import Output
-from pdevis.benchmarks.runs.result_files import write_atomic
 from pdevis.cli import Parser
+from pdevis.util.files import write_atomic
 
 
 def summary_parser(description: str | None, what: str = "what the evaluate script wrote") -> Parser:
@@ -55,8 +55,9 @@ def run_summary(args: Namespace, benchmark: str) -> None:
     from pdevis.benchmarks.summary.load_results import load_run
     from pdevis.benchmarks.summary.spec_bench_export import baseline_path, write_answers
     from pdevis.benchmarks.summary.summarize import summarize
-    from pdevis.benchmarks.summary.summary_table import make_console, show_summary
+    from pdevis.benchmarks.summary.summary_table import show_summary
     from pdevis.benchmarks.tasks import get_task
+    from pdevis.util.console import make_console
 
     answers = getattr(args, "spec_bench_answers", None)
     targets = {"--output": args.output, "--plot": args.plot, "--spec-bench-answers": answers}
@@ -77,7 +78,7 @@ def run_grid_summary(args: Namespace) -> None:
     """The same for the grid of an ablation. Raises ValueError on user mistakes."""
     from pdevis.benchmarks.ablation.ablation_plot import draw_grid
     from pdevis.benchmarks.ablation.ablation_summary import load_grid, show_grid, summarize_grid
-    from pdevis.benchmarks.summary.summary_table import make_console
+    from pdevis.util.console import make_console
 
     check_targets(args.input, {"--output": args.output, "--plot": args.plot})
     summary = summarize_grid(load_grid(args.input))

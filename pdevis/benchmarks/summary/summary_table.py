@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WIDE = 200  # columns of a table that goes into a pipe or a file, where nothing has to fit a window
 NARROW = 150  # on a terminal narrower than this, the groups' figures come without their intervals
 MISSING = "–"
 LABELS = {"speculative_over_target_speed": "speculative / target", "drafter_over_target_speed": "drafter / target"}
@@ -19,14 +18,6 @@ GROUP_FIGURES = (
     ("acceptance_rate", "accept. %", 1, 100),
     ("mean_accepted_length", "per round", 2, 1),
 )
-
-
-def make_console() -> Console:
-    """stdout; without colours, and wide, where that is not a terminal."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = WIDE
-    return console
 
 
 def show_summary(console: Console, summary: dict[str, Any]) -> None:

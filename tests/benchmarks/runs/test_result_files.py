@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pdevis.benchmarks.runs.result_files import encode_results, meta_path, read_meta, read_results, write_atomic
+from pdevis.benchmarks.runs.result_files import encode_results, meta_path, read_meta, read_results
+from pdevis.util.files import write_atomic
 
 BLOCK = {"output_text": "x"}
 

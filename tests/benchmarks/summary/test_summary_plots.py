@@ -13,7 +13,8 @@ from helpers.results import GroupedTask, SpecTask, entries, save
 from pdevis.benchmarks.ablation.ablation_plot import labels_of, plot_grid, spread
 from pdevis.benchmarks.summary.load_results import load_run
 from pdevis.benchmarks.summary.summarize import summarize
-from pdevis.benchmarks.summary.summary_plot import HATCHES, MARKERS, error_bars, plot_summary
+from pdevis.benchmarks.summary.summary_plot import HATCHES, MARKERS, plot_summary
+from pdevis.util.plotting import error_bars
 
 
 def outside(axis: Any) -> list[Text]:

@@ -1,0 +1,58 @@
+"""`CausalLM`, the interface of a model that decodes one sequence with a KV cache that can be rewound.
+
+Shapes: T = tokens of a call, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+CHUNK = 512  # prompt tokens per forward: bounds the attention mask and the activations
+
+
+class CausalLM(Protocol):
+    """What decoding needs of a model: one sequence in a cache that can be rewound."""
+
+    vocab_size: int
+    context_length: int
+    device: torch.device
+    tokens: list[int]  # what the cache holds, as far as a decoder has said; lets the next generation share a prefix
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        ...
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Append ids [T] to the cache; logits [T, V] of each of them."""
+        ...
+
+    def prefill(self, ids: Tensor) -> None:
+        """Append ids [T] to the cache; no logits."""
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens of the cache."""
+        ...
+
+
+def load_prompt(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[[Tensor], None]) -> None:
+    """Bring a model's cache to the prompt without its last token, from its shared prefix or from nothing; `read`
+    appends tokens to it."""
+    wanted = prompt[:-1]
+    shared = 0
+    if reuse:
+        limit = min(len(model.tokens), len(wanted), model.length)
+        shared = next((i for i in range(limit) if model.tokens[i] != wanted[i]), limit)
+    model.rewind(shared)
+    model.tokens = wanted[:shared]
+    if wanted[shared:]:
+        try:
+            read(torch.tensor(wanted[shared:], device=model.device))
+        except BaseException:  # some chunks may be in the cache, and nobody knows which
+            model.rewind(min(shared, model.length))
+            raise
