@@ -133,7 +133,7 @@ class SpeedRun:
         if "speculative" in self.wanted:
             for device, one in pairs_on(pair, self.layouts):
                 for draft, gamma, overlap in product(self.drafts, self.gammas, (False, True)[: 1 + self.args.overlap]):
-                    entrants.append(speculative(one, draft, gamma, device, overlap))
+                    entrants.append(speculative(one, draft, prompt=gamma, config=device, stats=overlap))
         entrants = list({each.name: each for each in entrants}.values())
         say(f"warming up {len(entrants)} decoders")
         contestants, failed = warm_up(entrants, ids[0])

@@ -104,7 +104,7 @@ def _write(stack: DecoderStack, tokenizer: object, prompt: str, length: int) -> 
     message = [{"role": "user", "content": prompt}]
     ids = list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
     config = DecodeConfig(max_new_tokens=length, eos_ids=())
-    return ids, [event.id for event in autoregressive(Verifier(stack), ids, config, DecodeStats())]
+    return ids, [event.id for event in autoregressive(Verifier(stack), ids, config=config, stats=DecodeStats())]
 
 
 @torch.inference_mode()
