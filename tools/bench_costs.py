@@ -72,10 +72,10 @@ def time_drafter(core: Core, plan: Any, repeats: int) -> dict[str, float]:
     import torch
 
     from pdevis.loading.build import build_model
-    from pdevis.loading.shard_spec import ShardSpec
+    from pdevis.models.layers import ShardSpec
     from pdevis.parallel.lanes import DeviceLanes
 
-    whole, part = build_model(plan), build_model(plan, ShardSpec(core.rank, 2, cut=True))
+    whole, part = build_model(plan), build_model(plan, ShardSpec(core.rank, 2, split_mlps=True))
     lanes = DeviceLanes(part, core.link, plan.head_rows or plan.config.vocab_size)
     ids = torch.arange(CONTEXT + 1) % whole.vocab_size
     whole.prefill(ids[:CONTEXT])

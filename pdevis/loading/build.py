@@ -25,11 +25,11 @@ from pdevis.loading.device_map import Spread, TensorParallel, read_sharded_model
 from pdevis.loading.load_spec import SELF, LoadSpec, check_draft_vocab, check_lanes, find_target, fit_precision
 from pdevis.loading.progress_bars import without_bars
 from pdevis.loading.safetensors_stream import stream_model
-from pdevis.loading.shard_spec import WHOLE, ShardSpec
 from pdevis.loading.weight_reader import FAMILIES, read_weights, unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.compiled import compile_stack
 from pdevis.models.hf import HFCausalLM
+from pdevis.models.layers import WHOLE, ShardSpec
 from pdevis.models.linear import resolve_precision, storage_dtype
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.torchrun.process_group import RankChannel, Ranks
@@ -188,8 +188,8 @@ def _wrap(loaded: Any, plan: LoadSpec, consume: bool, share: ShardSpec = WHOLE) 
     if plan.whole:
         return HFCausalLM(loaded, plan.precision)
     with translate_load_errors(plan.source, "weights"):  # this is where they reach their device and format
-        how = {"head_rows": plan.head_rows, "share": share, "drafter": plan.role == "drafter"}
-        return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume, **how))
+        how = {"head_rows": plan.head_rows, "shard": share, "drafter": plan.role == "drafter"}
+        return DecoderStack(read_weights(loaded, plan.precision, plan.device, consume=consume, **how))
 
 
 def compile_pair(built: Built) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pdevis.loading.shard_spec import ShardSpec
+from pdevis.models.layers import ShardSpec
 
 
 class Dropped(Exception):

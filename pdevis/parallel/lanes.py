@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from pdevis.drafting.engine import argmax_logprob
-from pdevis.loading.shard_spec import ShardSpec
 from pdevis.models.causal_lm import CHUNK
+from pdevis.models.layers import ShardSpec
 from pdevis.models.stack import DecoderStack, Step
 from pdevis.parallel.collectives import Link
 
@@ -50,7 +50,7 @@ class DeviceLanes:
         self.everybody = range(link.size)
 
     def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
-        if self.stack.whole and self.link.size == 1 and trace is None:  # compiled
+        if self.stack.compiled_forward and self.link.size == 1 and trace is None:  # compiled
             self.link.share([], [], ids.shape, ids)
             return self.stack.run_layers(ids)
         step = self.stack.begin(len(ids))

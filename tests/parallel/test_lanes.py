@@ -13,7 +13,7 @@ from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import AutoGamma, RoundCosts
 from pdevis.drafting.drafter import resolve_rule
 from pdevis.loading.build import build_model
-from pdevis.loading.shard_spec import ShardSpec
+from pdevis.models.layers import ShardSpec
 from pdevis.pair import SpeculativePair
 from pdevis.parallel import lanes
 from pdevis.parallel.remote import RemoteModel
@@ -127,13 +127,15 @@ def test_each_rank_holds_its_share_only(plans):
         torch.testing.assert_close(heads, whole.logits(h))
         for part in parts:
             part.reserve(10)
-            assert [len(rows) > 0 for rows in part.cache] == [layer.attention is not None for layer in part.layers]
+            assert [len(rows) > 0 for rows in part.cache.storage] == [
+                layer.attention is not None for layer in part.layers
+            ]
 
 
 def test_mlps_are_cut_where_exchanges_are_fast(plans):
     plan = plans["int8"]
     whole = build_model(plan)
-    parts = [build_model(plan, ShardSpec(rank, 3, cut=True)) for rank in range(3)]
+    parts = [build_model(plan, ShardSpec(rank, 3, split_mlps=True)) for rank in range(3)]
     h = whole.embed(torch.tensor([1, 7]))
     for layer in range(len(whole.layers)):
         assert [part.layers[layer].attention is not None for part in parts] == [layer % 3 == rank for rank in range(3)]
@@ -145,7 +147,7 @@ def test_mlps_are_cut_where_exchanges_are_fast(plans):
 
 def test_more_cores_than_an_mlp_has_parts_are_refused(plans):
     with pytest.raises(ValueError, match="draft_device names 4 cores: at most 3"):
-        build_model(plans["int8"], ShardSpec(0, 4, cut=True))
+        build_model(plans["int8"], ShardSpec(0, 4, split_mlps=True))
 
 
 def test_auto_is_parallel_on_several_devices_only():

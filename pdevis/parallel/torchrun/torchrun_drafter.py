@@ -6,8 +6,8 @@ from typing import Any
 
 from pdevis.loading.build import build_model
 from pdevis.loading.load_spec import LoadSpec
-from pdevis.loading.shard_spec import ShardSpec
 from pdevis.loading.weight_reader import unsupported_reason
+from pdevis.models.layers import ShardSpec
 from pdevis.parallel.collectives import ProcessGroup
 from pdevis.parallel.draft_service import DraftService
 from pdevis.parallel.torchrun.process_group import RankChannel
