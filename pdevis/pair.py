@@ -23,7 +23,8 @@ from pdevis.devices import use_all_cores
 from pdevis.drafting.drafter import Drafter
 from pdevis.drafting.rule import resolve_rule
 from pdevis.generation import DecodeStats, Generation, TokenEvent
-from pdevis.loading.build import build_model, build_pair, compile_pair
+from pdevis.loading.model_builder import build_model
+from pdevis.loading.pair_builder import PairSpec, build_pair, compile_pair
 from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.stack import DecoderStack
@@ -257,14 +258,23 @@ def load_pair(
         tuned.use_threads()
     tracer = Tracer(trace) if trace else None
     say = on_progress or (lambda line: None)
-    devices, formats = (target_device or device, draft_device or device), (target_precision, draft_precision)
-    mode = draft.mode if draft else "auto"
-    built = build_pair(target, drafter, *devices, *formats, mode, draft_vocab, overlap, say)
+    spec = PairSpec(
+        target=target,
+        drafter=drafter,
+        target_device=target_device or device,
+        draft_device=draft_device or device,
+        target_precision=target_precision,
+        draft_precision=draft_precision,
+        mode=draft.mode if draft else "auto",
+        draft_vocab=draft_vocab,
+        overlap=overlap,
+    )
+    built = build_pair(spec, say)
     if tracer:
-        config = built.draft_plan.config
+        config = built.draft_spec.config
         if reason := unsupported_reason(config):
             raise ValueError(f"--trace {trace}: needs a drafter that runs layer by layer, not {reason}")
-        tracer.describe_drafter(config, built.draft_plan.head_rows)
+        tracer.describe_drafter(config, built.draft_spec.head_rows)
     if compile:
         compile_pair(built)
     drafting = start_drafter(built, compile, say)

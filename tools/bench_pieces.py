@@ -152,7 +152,7 @@ def run(args: Namespace) -> None:
     from torch.utils.benchmark import Timer
     from tqdm import tqdm
 
-    from pdevis.loading.checkpoint import check_device
+    from pdevis.devices import check_device
     from pdevis.util.console import make_console, make_table
 
     device = check_device(args.device)

@@ -34,7 +34,7 @@ class DeviceLanes:
     """One rank's part of a `LaneExecutor`.
 
     Args:
-        stack: a drafter that holds this rank's share of the weights (models/share.py), cut where the link is fast.
+        stack: a drafter that holds this rank's shard of the weights (`ShardSpec`), with split MLPs if the link is fast.
         link: to the other ranks.
         vocab: ids that the whole output head covers.
     """

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pdevis.config import RANKS, DecodeConfig, DraftConfig
 from pdevis.generation import Draft
-from pdevis.loading.build import Built
-from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.model_builder import LoadSpec
+from pdevis.loading.pair_builder import BuiltPair
 from pdevis.models.causal_lm import CausalLM
 from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
@@ -114,7 +114,9 @@ class RemoteDrafter:
         return unsent
 
 
-def start_drafter(built: Built, compile: bool, say: Callable[[str], None]) -> CausalLM | WorkerPool | TorchrunDrafter:
+def start_drafter(
+    built: BuiltPair, compile: bool, say: Callable[[str], None]
+) -> CausalLM | WorkerPool | TorchrunDrafter:
     """The drafter of a pair, started where it is to run.
 
     On the ranks of torchrun but the first this does not return: they help until the first is done.
@@ -128,5 +130,5 @@ def start_drafter(built: Built, compile: bool, say: Callable[[str], None]) -> Ca
         raise SystemExit(0)
     if isinstance(model, LoadSpec):
         say(f"starting the drafter, {model.name} ({model.precision} on {where})")
-        model = WorkerPool(model, built.draft_places, built.target.vocab_size, compile=compile)
+        model = WorkerPool(model, built.draft_slots, built.target.vocab_size, compile=compile)
     return model

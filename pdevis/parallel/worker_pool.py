@@ -21,8 +21,7 @@ from typing import Any
 from torch import multiprocessing
 
 from pdevis.devices import DeviceSlot
-from pdevis.loading.catalog import ModelLoadError
-from pdevis.loading.load_spec import LoadSpec, check_lanes
+from pdevis.loading.model_builder import LoadSpec, check_lanes
 from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.causal_lm import CHUNK
 from pdevis.models.linear import storage_dtype
@@ -30,6 +29,7 @@ from pdevis.parallel.draft_service import AHEAD_LEAST
 from pdevis.parallel.ipc import interrupts_later, patient_pipe, start_deaf
 from pdevis.parallel.shared_memory import Board
 from pdevis.parallel.worker_process import SHARED, Ready, Seat, Told, run_rank
+from pdevis.util.errors import ModelLoadError
 
 LOAD_SECONDS = 1800.0  # for a drafter's weights to be there
 TIMEOUT = 30.0  # seconds without a sign of life; one is given at every sublayer

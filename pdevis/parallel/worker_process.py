@@ -22,8 +22,7 @@ from typing import Any, NoReturn
 import torch
 
 from pdevis.devices import DeviceSlot
-from pdevis.loading.build import build_model
-from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.models.layers import ShardSpec
 from pdevis.parallel.collectives import Alone, Link, ProcessGroup
 from pdevis.parallel.draft_service import DraftService
@@ -107,7 +106,7 @@ class Server:
         link = _connect(seat, self.signs)
         self.first = link.rank == 0
         plan = replace(seat.plan, device=seat.place.device)
-        model = build_model(plan, ShardSpec(seat.rank, seat.board.size, split_mlps=link.fast), seat.compile)
+        model = build_model(plan, ShardSpec(seat.rank, seat.board.size, split_mlps=link.fast), compile=seat.compile)
         self.service = DraftService(model, link, seat.target_vocab, seat.plan.head_rows, seat.ahead_least)
 
     def serve(self) -> None:

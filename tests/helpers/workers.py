@@ -12,12 +12,11 @@ import torch
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
-from pdevis.devices import DeviceSlot, cores
+from pdevis.devices import DeviceSlot, available_cores
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import DecodeStats
-from pdevis.loading.build import build_model
 from pdevis.loading.checkpoint import find_source, read_config
-from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.remote import RemoteDrafter, RemoteModel
 from pdevis.parallel.worker_pool import WorkerPool
@@ -29,12 +28,13 @@ GREEDY = DecodeConfig(max_new_tokens=20, gamma=4, eos_ids=())
 
 def plan_of(folder: Path, precision: str = "float32") -> LoadSpec:
     source = find_source(str(folder))
-    return LoadSpec(str(folder), "drafter", source, read_config(source), torch.device("cpu"), precision)
+    config, cpu = read_config(source), torch.device("cpu")
+    return LoadSpec(str(folder), "drafter", source=source, config=config, device=cpu, precision=precision)
 
 
 def places(count: int) -> list[DeviceSlot]:
     """Cores for so many ranks; on a machine with fewer, some share one."""
-    there = cores()
+    there = available_cores()
     return [DeviceSlot(torch.device("cpu"), there[i % len(there)]) for i in range(count)]
 
 

@@ -12,7 +12,7 @@ from helpers.workers import GREEDY, PROMPT, VOCAB, counts, decode, local, places
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import AutoGamma, RoundCosts
 from pdevis.drafting.drafter import resolve_rule
-from pdevis.loading.build import build_model
+from pdevis.loading.model_builder import build_model
 from pdevis.models.layers import ShardSpec
 from pdevis.pair import SpeculativePair
 from pdevis.parallel import lanes

@@ -15,7 +15,7 @@ from pdevis.decoding.gamma import AutoGamma, RoundCosts
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.generation import DecodeStats
-from pdevis.loading.build import build_model
+from pdevis.loading.model_builder import build_model
 from pdevis.parallel.worker_pool import WorkerPool
 
 LONG = replace(GREEDY, max_new_tokens=40, overlap=True)

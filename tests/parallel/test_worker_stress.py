@@ -17,7 +17,7 @@ from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.generation import DecodeStats
-from pdevis.loading.build import build_model
+from pdevis.loading.model_builder import build_model
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 
 RULES = [

@@ -34,8 +34,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pdevis.loading.catalog import ModelLoadError
-from pdevis.loading.hub import first_line
+from pdevis.util.errors import ModelLoadError, first_line
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OTHER_LAUNCHER = "ACCELERATE_MIXED_PRECISION"  # accelerate launch sets torchrun's variables too, for another purpose

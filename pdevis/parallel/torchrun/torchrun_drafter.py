@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdevis.loading.build import build_model
-from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.layers import ShardSpec
 from pdevis.parallel.collectives import ProcessGroup

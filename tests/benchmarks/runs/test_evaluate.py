@@ -88,7 +88,7 @@ def test_the_processor_is_another_models_tokenizer(scripts: Scripts, tmp_path: P
     assert scripts("specbench", *argv, "--processor", other)[0] == 0
     code, err = scripts("specbench", *argv, "--processor", str(tmp_path), "--out", "x.jsonl")
     assert code == 2
-    assert "holds no config.json" in err.splitlines()[-1]
+    assert "has no config.json" in err.splitlines()[-1]
 
 
 def test_items_that_fail_are_recorded_and_the_exit_code_says_so(
