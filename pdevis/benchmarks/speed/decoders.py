@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats
 from pdevis.util.argtypes import one_line
+from pdevis.util.labels import format_rule
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -81,21 +82,9 @@ def speculative(
         made = pair.generate(ids, config, "speculative")
         return made.ids, made.stats
 
-    name = name_of(draft, pair.mode, gamma) + (f" on {device}" if device else "")
+    name = f"pdevis, {format_rule(draft, 'full', pair.mode)}, γ={gamma}" + (f" on {device}" if device else "")
     more = {"draft_device": device, "overlap": name if overlap else None}
     return Contestant(name + ", overlap" * overlap, run, "speculative", gamma, **more)
-
-
-def name_of(draft: DraftConfig, mode: str, gamma: int | str) -> str:
-    """A row's name, such as "pdevis, skip planned τ=0.9 W=2, γ=4"; `mode` is what "auto" became."""
-    rule = mode if mode == "exact" else f"{mode} {draft.check} τ={draft.threshold:g} W={draft.window}"
-    if mode == "parallel" and (draft.attention_lanes, draft.mlp_lanes) != (draft.window, min(draft.window, 2)):
-        rule += f" ({draft.attention_lanes} + {draft.mlp_lanes})"
-    if mode != "exact":
-        ends, usual = (draft.keep_first, draft.keep_last), DraftConfig()
-        rule += f" ends {ends[0]} + {ends[1]}" if ends != (usual.keep_first, usual.keep_last) else ""
-        rule += "" if draft.calibrate else " uncalibrated"
-    return f"pdevis, {rule}, γ={gamma}"
 
 
 def turn_order(count: int, number: int) -> list[int]:

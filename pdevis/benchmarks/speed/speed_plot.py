@@ -10,6 +10,7 @@ from typing import Any
 
 from pdevis.benchmarks.speed.baselines import GENERATE
 from pdevis.benchmarks.speed.decoders import PLAIN
+from pdevis.util.labels import format_models
 from pdevis.util.plotting import error_bars, new_figure, not_measured
 
 SHADES = {"plain": "0.55", "speculative": "0.75", "peer": "white"}
@@ -36,13 +37,11 @@ def plot_speed(runs: Sequence[dict[str, Any]]) -> Any:
 
 
 def _title(run: dict[str, Any]) -> str:
-    pair, length = run["pair"] or {}, run["settings"].get("length")
-    names = [
-        f"{role} {str(pair.get(role, '?')).rstrip('/').split('/')[-1]} ({pair.get(f'{part}_precision')})"
-        for role, part in (("target", "target"), ("drafter", "draft"))
-    ]
+    length = run["settings"].get("length")
+    pair = {key: str(value).rstrip("/").split("/")[-1] for key, value in (run["pair"] or {}).items()}
+    models = ", ".join(format_models({key: value for key, value in pair.items() if not key.endswith("_device")}))
     state = "PARTIAL, " if run["partial"] else ""
-    return f"{', '.join(names)}\n{state}{run['prompts']} prompts x {length} tokens, greedy; 95 % bootstrap intervals"
+    return f"{models}\n{state}{run['prompts']} prompts x {length} tokens, greedy; 95 % bootstrap intervals"
 
 
 def _speeds(axes: Any, rows: Sequence[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from pdevis.benchmarks.speed.baselines import GENERATE
 from pdevis.benchmarks.speed.decoders import PLAIN
 from pdevis.benchmarks.speed.speed_devices import TITLES, table_rows
 from pdevis.benchmarks.summary.summary_table import MISSING, bounds, number, table
+from pdevis.util.labels import format_models
 
 LEGEND = (
     "α accepted / drafted; β the same per position that was tested; γ̄ drafted / rounds; c draft step / plain step; "
@@ -62,14 +63,10 @@ def show_speed(console: Console, summary: dict[str, Any]) -> None:
 def head_lines(summary: dict[str, Any]) -> list[str]:
     """What was measured."""
     pair, settings = summary["pair"] or {}, summary["settings"]
-    models = [
-        f"{name} {pair[name]} ({pair.get(f'{part}_precision')}, {pair.get(f'{part}_device')})"
-        for name, part in (("target", "target"), ("drafter", "draft"))
-        if name in pair
-    ]
     state = "PARTIAL, the run has not finished: " if summary["partial"] else ""
     what = f"{state}{summary['prompts']} prompts x {settings.get('length')} tokens, greedy, in turn"
-    return [" · ".join([*models, f"{settings.get('threads')} threads"]), f"{what} (brackets: 95 % bootstrap intervals)"]
+    models = " · ".join([*format_models(pair), f"{settings.get('threads')} threads"])
+    return [models, f"{what} (brackets: 95 % bootstrap intervals)"]
 
 
 def foot_lines(summary: dict[str, Any]) -> list[str]:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pdevis.util.labels import format_models
+
 NARROW = 150  # on a terminal narrower than this, the groups' figures come without their intervals
 MISSING = "–"
 LABELS = {"speculative_over_target_speed": "speculative / target", "drafter_over_target_speed": "drafter / target"}
@@ -39,15 +41,10 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
 def run_lines(run: dict[str, Any]) -> list[str]:
     """Models, devices, formats and drafting of a run, as far as its meta file tells."""
     pair, settings = run.get("pair") or {}, run.get("settings") or {}
-    models = [
-        f"{name} {pair[name]} ({pair.get(f'{part}_precision')}, {pair.get(f'{part}_device')})"
-        for name, part in (("target", "target"), ("drafter", "draft"))
-        if name in pair
-    ]
     names = {"mode": "mode", "check": "check", "threshold": "threshold", "window": "window"}
     drafting = [f"{label} {pair[name]}" for name, label in names.items() if name in pair and "cells" not in settings]
     drafting += [f"γ {settings['gamma']}"] if "gamma" in settings else []
-    return [" · ".join(part) for part in (models, drafting) if part]
+    return [" · ".join(part) for part in (format_models(pair), drafting) if part]
 
 
 def _show_methods(console: Console, summary: dict[str, Any]) -> None:
