@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.config import DecodeConfig
-from pdevis.util.validation import check_flag, check_integer, check_number
+from pdevis.util.validation import check_bool, check_integer, check_number
 
 KIND, VERSION = "pdevis-trace", 1
 BAND = 16  # layers back; no group is longer
@@ -60,8 +60,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name in ("attention", "mlp", "head"):
-            check_integer(name, getattr(self, name), 0)
-        check_integer("attention + mlp", self.attention + self.mlp, 1)
+            check_integer(name, getattr(self, name), minimum=0)
+        check_integer("attention + mlp", self.attention + self.mlp, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class ExactPass:
     similarities: Band
 
     def __post_init__(self) -> None:
-        check_integer("step", self.step, 0)
-        check_integer("tokens", self.tokens, 1)
+        check_integer("step", self.step, minimum=0)
+        check_integer("tokens", self.tokens, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,16 @@ class TracedRound:
 
     def __post_init__(self) -> None:
         for name in ("drafted", "accepted", "steps", "depth"):
-            check_integer(name, getattr(self, name), 0)
+            check_integer(name, getattr(self, name), minimum=0)
         if self.accepted > self.drafted:
             raise ValueError(f"accepted = {self.accepted}: must be at most {self.drafted}, the tokens drafted")
         if self.drafted > self.steps:
             raise ValueError(f"steps = {self.steps}: must be at least {self.drafted}, the tokens drafted")
         for name in ("draft_seconds", "verify_seconds"):
-            check_number(name, getattr(self, name), 0)
+            check_number(name, getattr(self, name), minimum=0)
         for name in ("ahead", "guessed"):
             if getattr(self, name) is not None:
-                check_flag(name, getattr(self, name))
+                check_bool(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class TracedGeneration:
     rounds: tuple[TracedRound, ...] = ()
 
     def __post_init__(self) -> None:
-        check_integer("number", self.number, 0)
-        check_integer("prompt_tokens", self.prompt_tokens, 0)
+        check_integer("number", self.number, minimum=0)
+        check_integer("prompt_tokens", self.prompt_tokens, minimum=0)
         DecodeConfig(gamma=self.gamma, temperature=self.temperature, overlap=self.overlap)
 
 

@@ -63,7 +63,7 @@ def check_draft_vocab(draft_vocab: int | None, config: Any) -> int | None:
     """The ids that the drafter's output head is to cover. Raises ValueError where it cannot do with fewer."""
     if draft_vocab is None:
         return None
-    check_integer("draft_vocab", draft_vocab, 1)
+    check_integer("draft_vocab", draft_vocab, minimum=1)
     if reason := unsupported_reason(config):
         raise ValueError(f"draft_vocab = {draft_vocab!r}: must be left out for {reason}")
     return min(draft_vocab, config.vocab_size)
