@@ -15,6 +15,7 @@ from pdevis.util.validation import check_bool, check_integer, check_number, chec
 AUTO, RANKS = "auto", "ranks"  # ranks, as a device: the processes that torchrun has started
 MODES = (AUTO, "exact", "skip", "parallel")
 CHECKS = ("inline", "planned")
+METHODS = ("speculative", "target", "drafter")  # of decoding a text: with both models, or with one of them
 
 
 @dataclass(frozen=True)

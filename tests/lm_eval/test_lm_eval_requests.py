@@ -1,4 +1,4 @@
-"""What lm_eval asks for becomes settings of pdevis; answers end at stop strings."""
+"""Arguments of lm_eval become settings of pdevis; answers end at stop strings."""
 
 from __future__ import annotations
 
