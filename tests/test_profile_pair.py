@@ -38,7 +38,7 @@ def test_a_pair_begins_with_the_profiles_rule_and_costs(folder):
     assert pair._auto.known == COSTS
     described = json.loads(json.dumps(pair.describe()))
     assert (described["profile"], described["threads"]) == ("tuned.json", 1)
-    assert render.banner(described).endswith("profile tuned.json, 1 threads")
+    assert render.format_banner(described).endswith("profile tuned.json, 1 threads")
     pair.configure(replace(SKIP, threshold=0.5))
     assert pair._auto.known is None, "measured under another rule"
     pair.configure(replace(SKIP, mode="auto"))

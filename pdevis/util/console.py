@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TextIO
+
 from rich.console import Console
 
 WIDE = 200  # columns of a table that goes into a pipe or a file, where nothing has to fit a window
 
 
-def make_console() -> Console:
-    """stdout; without colours, and wide, where that is not a terminal."""
-    console = Console(highlight=False, markup=False, emoji=False)
+def make_console(file: TextIO | None = None) -> Console:
+    """Return a console on a file (None: stdout); without colours, and wide, if that is not a terminal."""
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDE
     return console
