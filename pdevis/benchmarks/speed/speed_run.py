@@ -32,6 +32,7 @@ from pdevis.benchmarks.speed.speed_table import show_speed
 from pdevis.cli import is_main_rank, on_ranks, pair_arguments
 from pdevis.config import DraftConfig
 from pdevis.util.console import make_console
+from pdevis.util.files import prepare_output_file
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -198,7 +199,7 @@ def run_speed(run: SpeedRun) -> int:
 def _kept(run: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
     args = run.args
     output = Output(args.output)
-    output.check_writable([path for path in (args.specbench, args.gguf) if path])
+    prepare_output_file(output.path, inputs=[path for path in (args.specbench, args.gguf) if path])
     found = read_journals(find_journals(output.path)) if args.resume else []
     done = frozenset(unit for each in found for unit in each.entries)
     job = Job(

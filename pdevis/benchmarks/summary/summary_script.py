@@ -7,9 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.output import Output
 from pdevis.cli import Parser
-from pdevis.util.files import write_atomic
+from pdevis.util.files import prepare_output_file, write_atomic
 
 
 def summary_parser(description: str | None, what: str = "what the evaluate script wrote") -> Parser:
@@ -38,7 +37,7 @@ def check_targets(source: Path, targets: dict[str, Path | None]) -> None:
             continue
         if flag == "--plot" and path.suffix.lower() != ".png":
             raise ValueError(f"{flag} {path}: must end in .png")
-        Output(path, flag).check_writable([source])
+        prepare_output_file(path, flag=flag, inputs=[source])
         other = seen.setdefault(path.resolve(), flag)
         if other != flag:
             raise ValueError(f"{flag} {path}: is also the file of {other}; must be a file of its own")

@@ -196,7 +196,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[Any], str]]:
             "z.json.partial.jsonl",
         ),
         "no label": (["--input", save(folder / "unscored.json", unscored), *output], "question 0: cannot be scored"),
-        "no such folder": (["--input", good, "--output", folder / "no" / "s.json"], "does not exist"),
+        "folder is a file": (["--input", good, "--output", good / "s.json"], "is a file, not a folder"),
         "output is a folder": (["--input", good, "--output", folder], "is a folder"),
         "output is the input": (["--input", good, "--output", good], "overwritten"),
         "plot is the output": (["--input", good, "--output", folder / "a.png", "--plot", folder / "a.png"], "--output"),
