@@ -72,7 +72,7 @@ def test_intervals_are_reproducible_and_follow_their_seed() -> None:
 
 
 def test_resampling_in_chunks_draws_every_row_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdevis.benchmarks.bootstrap.CHUNK", 30)
+    monkeypatch.setattr("pdevis.benchmarks.bootstrap.MAX_COUNTS", 30)
     sums = resampled_sums(np.eye(10), resamples=500)
     assert sums.shape == (500, 10)
     assert (sums.sum(1) == 10).all()
