@@ -25,6 +25,7 @@ from pdevis.chat.session import (
 )
 from pdevis.generation import DecodeStats, TokenEvent
 from pdevis.util.argtypes import one_line
+from pdevis.util.console import MISSING, format_number, make_table
 from pdevis.util.labels import format_models
 
 SOURCE_STYLES = {"draft": "green", "target": "bold"}  # who wrote a token of a speculative answer
@@ -52,20 +53,15 @@ def print_token(console: Console, token: TokenEvent, colored: bool = True) -> No
     console.out(token.text.translate(CONTROL_CHARACTERS), style=style, highlight=False, end="")
 
 
-def format_number(value: float | None, digits: int = 1) -> str:
-    """Return a number with `digits` decimal places; a dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
 def format_percent(value: float | None) -> str:
-    """Return a fraction in percent; a dash for None."""
-    return "–" if value is None else f"{100 * value:.0f} %"
+    """Return a fraction in percent; `MISSING` for None."""
+    return MISSING if value is None else f"{100 * value:.0f} %"
 
 
 def format_speedup(stats: DecodeStats | None, base: DecodeStats | None) -> str:
-    """Return tokens per second over those of `base`; a dash if one of them is not known."""
+    """Return tokens per second over those of `base`; `MISSING` if one of them is not known."""
     speed, base_speed = (part and part.tokens_per_second for part in (stats, base))
-    return f"{speed / base_speed:.2f}x" if speed and base_speed else "–"
+    return f"{speed / base_speed:.2f}x" if speed and base_speed else MISSING
 
 
 def format_tokens(count: int) -> str:
@@ -91,13 +87,13 @@ def format_banner(about: dict[str, Any]) -> str:
 def format_summary(answer: Answer) -> str:
     """Return the line after an answer."""
     stats = answer.stats
-    parts = [format_tokens(len(answer.ids)), f"{format_number(stats.tokens_per_second)} tok/s"]
+    parts = [format_tokens(len(answer.ids)), f"{format_number(stats.tokens_per_second, 1)} tok/s"]
     if stats.drafted:
         draft_fraction = stats.draft_seconds / stats.decode_seconds if stats.decode_seconds > 0 else None
         parts += [
             f"acceptance {format_percent(stats.acceptance_rate)}",
             f"{format_number(stats.mean_accept_length, 2)} tokens per round",
-            f"skip {format_number(stats.mean_skip)} layers",
+            f"skip {format_number(stats.mean_skip, 1)} layers",
             f"drafting {format_percent(draft_fraction)} of the time",
         ]
     if stats.ahead_rounds + stats.ahead_dropped:
@@ -192,14 +188,11 @@ class AnswerDisplay:
             self.console.out("", highlight=False)
 
 
-def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table whose first column is text and whose other columns are numbers."""
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table whose first column is text and whose other columns are numbers."""
+    table = make_table(columns, rows)
+    table.title, table.title_justify = title, "left"
+    console.print(table)
 
 
 def show_stats(console: Console, session: ChatSession) -> None:
@@ -216,17 +209,17 @@ def show_stats(console: Console, session: ChatSession) -> None:
             (
                 method,
                 str(stats.new_tokens),
-                format_number(stats.decode_seconds),
-                format_number(stats.tokens_per_second),
+                format_number(stats.decode_seconds, 1),
+                format_number(stats.tokens_per_second, 1),
                 format_speedup(*shared),
                 format_percent(stats.acceptance_rate),
-                format_number(stats.mean_accept_length, 2) if stats.drafted else "–",
-                format_number(stats.mean_skip),
+                format_number(stats.mean_accept_length, 2) if stats.drafted else MISSING,
+                format_number(stats.mean_skip, 1),
             )
         )
     columns = ("decoder", "tokens", "seconds", "tok/s", "speedup", "accept.", "per round", "skip")
     title = "This session, ratios of sums (speedup: over the target, in turns that both answered)"
-    console.print(make_table(title, columns, rows))
+    print_table(console, title, columns, rows)
     drafted, written = (
         sum(answer.sources[source] for answer in answers if answer.method == "speculative")
         for source in ("draft", "target")
@@ -244,7 +237,7 @@ def _show_answer(console: Console, answer: Answer) -> None:
     reason = "Ctrl-C" if answer.interrupted else stats.stop_reason
     print_line(console, f"  prompt {format_tokens(stats.prompt_tokens)} · {seconds} · ended by {reason}")
     if stats.drafted:
-        depth = f"serial depth {format_number(stats.serial_depth)} sublayers"
+        depth = f"serial depth {format_number(stats.serial_depth, 1)} sublayers"
         accepted = f"{stats.accepted} of {stats.drafted} drafted tokens accepted"
         sources = f"{answer.sources['draft']} tokens drafted, {answer.sources['target']} written by the target"
         print_line(console, f"  {stats.rounds} rounds in mode {stats.mode} · {accepted} · {depth}")

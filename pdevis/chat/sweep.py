@@ -16,8 +16,9 @@ from rich.console import Console
 from pdevis.chat import render
 from pdevis.config import DecodeConfig
 from pdevis.generation import DecodeStats, sum_stats
+from pdevis.util.console import MISSING, format_number
 from pdevis.util.interleaving import interleaved_order
-from pdevis.util.plotting import new_figure, save
+from pdevis.util.plotting import new_figure, save, style_grid
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -72,16 +73,16 @@ def show_sweep(console: Console, rows: Sequence[SweepRow], mode: str) -> None:
     cells = [
         (
             "target alone" if row.gamma is None else str(row.gamma),
-            render.format_number(row.stats.tokens_per_second),
+            format_number(row.stats.tokens_per_second, 1),
             render.format_speedup(row.stats, base),
             render.format_percent(row.stats.acceptance_rate),
-            render.format_number(row.stats.mean_accept_length, 2) if row.gamma else "–",
+            format_number(row.stats.mean_accept_length, 2) if row.gamma else MISSING,
         )
         for row in rows
     ]
     title = f"Drafting mode {mode}, {render.format_tokens(base.new_tokens // PASSES)} per run, {PASSES} runs each"
     columns = ("gamma", "tok/s", "speedup", "acceptance", "tokens per round")
-    console.print(render.make_table(title, columns, cells))
+    render.print_table(console, title, columns, cells)
 
 
 def save_plot(rows: Sequence[SweepRow], path: Path, title: str) -> None:
@@ -96,7 +97,7 @@ def save_plot(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     for axes in (speed, acceptance):
         axes.set_xlabel("γ (draft tokens per round)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(color="0.88")
+        style_grid(axes, "both")
     figure.suptitle(title, fontsize=10)
     save(figure, path)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats
 from pdevis.util.argtypes import one_line
+from pdevis.util.interleaving import interleaved_order
 from pdevis.util.labels import format_rule
 
 if TYPE_CHECKING:
@@ -87,13 +88,6 @@ def speculative(
     return Contestant(name + ", overlap" * overlap, run, "speculative", gamma, **more)
 
 
-def turn_order(count: int, number: int) -> list[int]:
-    """The order of contestants on prompt `number`: reversed every second time, rotated by one every two."""
-    shift = number // 2 % count
-    order = [*range(shift, count), *range(shift)]
-    return order if number % 2 == 0 else order[::-1]
-
-
 def warm_up(contestants: Sequence[Contestant], ids: list[int]) -> tuple[list[Contestant], dict[str, str]]:
     """Run each on a few tokens; returns those that work, and why a peer does not. Our own errors are raised."""
     kept, left_out = [], {}
@@ -115,7 +109,7 @@ def measure(contestants: Sequence[Contestant], ids: list[int], length: int, numb
         By name: the contestant's description, `seconds` (prompt included), `ids`, and of ours `stats`.
     """
     found: dict[str, dict[str, Any]] = {}
-    for place in turn_order(len(contestants), number):
+    for place in interleaved_order(len(contestants), number):
         contestant = contestants[place]
         begin = time.perf_counter()
         made, stats = contestant.run(ids, length)

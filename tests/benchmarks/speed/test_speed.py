@@ -8,7 +8,8 @@ import pytest
 from helpers import ROOT
 from pdevis.benchmarks.speed import decoders as speed
 from pdevis.benchmarks.speed import speed_run
-from pdevis.benchmarks.speed.decoders import PLAIN, Contestant, measure, turn_order, warm_up
+from pdevis.benchmarks.speed.decoders import PLAIN, Contestant, measure, warm_up
+from pdevis.util.interleaving import interleaved_order
 
 THEIRS = ["transformers generate", "transformers prompt lookup"]
 ASSISTED = ["transformers assisted, defaults", "transformers assisted, γ=2"]
@@ -31,7 +32,7 @@ def contestant(name, calls, kind="peer"):
 
 
 def test_contestants_take_turns_in_changing_order():
-    assert [turn_order(3, number) for number in range(4)] == [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
+    assert [interleaved_order(3, number) for number in range(4)] == [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
     calls = []
     both = [contestant("a", calls), contestant("b", calls)]
     found = [measure(both, ids, 5, number) for number, ids in enumerate([[10], [20]])]
