@@ -22,7 +22,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 from pdevis.config import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
@@ -158,18 +158,21 @@ def add_draft_flags(parser: Parser) -> None:
     base = DraftConfig()
     group = parser.add_argument_group("drafting", "How the drafter's layers run.")
 
-    def add(flag: str, name: str, convert: Callable[[str], Any], metavar: str, text: str) -> None:
-        argtype = settings_field(DraftConfig, name, convert)
-        group.add_argument(flag, dest=flag[2:], type=argtype, default=getattr(base, name), metavar=metavar, help=text)
+    def add(flag: str, convert: Callable[[str], Any], *, metavar: str, text: str, field: str | None = None) -> None:
+        name = field or flag[2:]
+        default, argtype = getattr(base, name), settings_field(DraftConfig, name, convert)
+        group.add_argument(flag, dest=flag[2:], type=argtype, default=default, metavar=metavar, help=text)
 
-    add("--draft_mode", "mode", str, "MODE", f"{', '.join(MODES)} (default: {base.mode})")
-    add("--threshold", "threshold", float, "X", f"cosine above which a layer is redundant (default: {base.threshold})")
-    add("--window", "window", int, "N", f"layers that start from one hidden state (default: {base.window})")
-    add("--attention_window", "attention_window", int, "N", "lanes of attention in a group (default: the window)")
-    add("--mlp_window", "mlp_window", int, "N", "lanes of MLP in a group (default: the window, at most 2)")
-    add("--check", "check", str, "WHEN", f"{', '.join(CHECKS)} (default: {base.check})")
-    add("--keep_first", "keep_first", int, "N", f"first layers that always run alone (default: {base.keep_first})")
-    add("--keep_last", "keep_last", int, "N", f"last layers that always run alone (default: {base.keep_last})")
+    text = f"{', '.join(MODES)} (default: {base.mode})"
+    add("--draft_mode", str, metavar="MODE", text=text, field="mode")
+    text = f"cosine above which a layer is redundant (default: {base.threshold})"
+    add("--threshold", float, metavar="X", text=text)
+    add("--window", int, metavar="N", text=f"layers that start from one hidden state (default: {base.window})")
+    add("--attention_window", int, metavar="N", text="lanes of attention in a group (default: the window)")
+    add("--mlp_window", int, metavar="N", text="lanes of MLP in a group (default: the window, at most 2)")
+    add("--check", str, metavar="WHEN", text=f"{', '.join(CHECKS)} (default: {base.check})")
+    add("--keep_first", int, metavar="N", text=f"first layers that always run alone (default: {base.keep_first})")
+    add("--keep_last", int, metavar="N", text=f"last layers that always run alone (default: {base.keep_last})")
     group.add_argument(
         "--calibrate",
         action=argparse.BooleanOptionalAction,
@@ -188,17 +191,19 @@ def add_decode_flags(
     """
     group = parser.add_argument_group("decoding")
 
-    def add(flag: str, name: str, convert: Callable[[str], Any], metavar: str, default: Any, text: str) -> None:
-        argtype = settings_field(DecodeConfig, name, convert)
+    base = replace(DecodeConfig(), max_new_tokens=max_new_tokens)
+
+    def add(flag: str, convert: Callable[[str], Any], *, metavar: str, text: str, field: str | None = None) -> None:
+        name = field or flag[2:]
+        default, argtype = getattr(base, name), settings_field(DecodeConfig, name, convert)
         group.add_argument(flag, dest=name, type=argtype, default=default, metavar=metavar, help=text)
 
-    base = DecodeConfig()
-    add("--gamma", "gamma", gamma_value, "N", base.gamma, "draft tokens per round, or auto (default: %(default)s)")
-    add(length, "max_new_tokens", int, "N", max_new_tokens, "limit on new tokens (default: %(default)s)")
-    add("--temperature", "temperature", float, "X", base.temperature, "0 is greedy (default: %(default)s)")
-    add("--top_k", "top_k", int, "N", base.top_k, "sample from the k most probable; 0: all (default: %(default)s)")
-    add("--top_p", "top_p", float, "X", base.top_p, "sample from this probability mass; 1: all (default: %(default)s)")
-    add("--seed", "seed", int, "N", base.seed, "of the random numbers (default: a fresh one)")
+    add("--gamma", gamma_value, metavar="N", text="draft tokens per round, or auto (default: %(default)s)")
+    add(length, int, metavar="N", text="limit on new tokens (default: %(default)s)", field="max_new_tokens")
+    add("--temperature", float, metavar="X", text="0 is greedy (default: %(default)s)")
+    add("--top_k", int, metavar="N", text="sample from the k most probable; 0: all (default: %(default)s)")
+    add("--top_p", float, metavar="X", text="sample from this probability mass; 1: all (default: %(default)s)")
+    add("--seed", int, metavar="N", text="of the random numbers (default: a fresh one)")
 
 
 def draft_config(args: argparse.Namespace) -> DraftConfig:

@@ -52,17 +52,17 @@ def run_chat(args: argparse.Namespace) -> int:
         return 0
     prompt = read_prompt(args)
     decode = decode_config(args)
-    session = ChatSession(_load_pair_with_progress(arguments), decode, args.chat)
+    session = ChatSession(_load_pair_with_progress(arguments), decode, chat=args.chat)
     if prompt is not None:
         return answer_once(session, prompt, as_json=args.json)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     chat = Chat(session, make_console())
-    render.print_line(chat.console, render.format_banner(session.pair.describe()), "dim")
+    render.print_line(chat.console, render.format_banner(session.pair.describe()), style="dim")
     commands = {name: command.help for name, command in COMMANDS.items()}
     read = terminal_reader(commands) if interactive else line_reader(sys.stdin)
     if not args.manager or manage(chat, read):
         if interactive:
-            render.print_line(chat.console, "/help lists the commands, Ctrl-D leaves", "dim")
+            render.print_line(chat.console, "/help lists the commands, Ctrl-D leaves", style="dim")
         talk(chat, read, interactive=interactive)
     return 0
 

@@ -98,12 +98,17 @@ def _chat(chat: Chat, argument: str) -> None:
     render.print_line(chat.console, f"chat template {state}")
 
 
-def _setting(command: str, config: type, name: str, convert: Callable[[str], Any]) -> Callable[[Chat, str], None]:
+def _setting(
+    command: str, config: type, *, convert: Callable[[str], Any], field: str | None = None
+) -> Callable[[Chat, str], None]:
     """Return the command that shows a setting, or changes it if a value is given.
 
     Args:
-        config: the settings dataclass, `DraftConfig` or `DecodeConfig`; `name` is its field.
+        config: the settings dataclass, `DraftConfig` or `DecodeConfig`.
+        convert: turns the argument into a value of the field.
+        field: name of the field; None: the name of the command.
     """
+    name = field or command
 
     def run(chat: Chat, argument: str) -> None:
         session, drafting = chat.session, config is DraftConfig
@@ -131,17 +136,20 @@ def _sweep(chat: Chat, argument: str) -> None:
     try:
         if console.is_terminal:
             with console.status("measuring") as status:
-                rows = sweep.run_sweep(session.pair, ids, session.decode, gammas, on_progress=status.update)
+                rows = sweep.run_sweep(
+                    session.pair, ids, config=session.decode, gammas=gammas, on_progress=status.update
+                )
         else:
-            rows = sweep.run_sweep(session.pair, ids, session.decode, gammas)
+            rows = sweep.run_sweep(session.pair, ids, config=session.decode, gammas=gammas)
     except KeyboardInterrupt:
         render.print_line(console, "sweep stopped; nothing saved")
         return
-    sweep.show_sweep(console, rows, session.pair.mode)
+    sweep.show_sweep(console, rows, mode=session.pair.mode)
     path = Path.cwd() / time.strftime("pdevis-sweep-%Y%m%d-%H%M%S.png")
     about = session.pair.describe()
+    title = f"target {about['target']}, drafter {about['drafter']}, mode {about['mode']}"
     try:
-        sweep.save_plot(rows, path, f"target {about['target']}, drafter {about['drafter']}, mode {about['mode']}")
+        sweep.save_plot(rows, path, title=title)
     except OSError as error:
         raise ValueError(f"/sweep: the plot {path} cannot be written: {error.strerror or error}") from None
     render.print_line(console, f"plot: {path}")
@@ -171,20 +179,30 @@ COMMANDS: dict[str, Command] = {
     "clear": Command(_clear, "clear the screen"),
     **{method: Command(_toggle(method), f"turn the {method} decoder on or off") for method in METHODS},
     "chat": Command(_chat, "turn the chat template on or off"),
-    "length": Command(_setting("length", DecodeConfig, "max_new_tokens", int), "limit on an answer's tokens", "N"),
+    "length": Command(
+        _setting("length", DecodeConfig, convert=int, field="max_new_tokens"),
+        "limit on an answer's tokens",
+        argument="N",
+    ),
     "gamma": Command(
-        _setting("gamma", DecodeConfig, "gamma", gamma_value), "draft tokens per round, at least 1, or auto", "N"
+        _setting("gamma", DecodeConfig, convert=gamma_value),
+        "draft tokens per round, at least 1, or auto",
+        argument="N",
     ),
-    "mode": Command(_setting("mode", DraftConfig, "mode", str), f"drafting mode: {', '.join(MODES)}", "M"),
+    "mode": Command(_setting("mode", DraftConfig, convert=str), f"drafting mode: {', '.join(MODES)}", argument="M"),
     "threshold": Command(
-        _setting("threshold", DraftConfig, "threshold", float), "cosine above which a layer is redundant, as 0.9", "X"
+        _setting("threshold", DraftConfig, convert=float),
+        "cosine above which a layer is redundant, as 0.9",
+        argument="X",
     ),
-    "window": Command(_setting("window", DraftConfig, "window", int), "layers that start from one hidden state", "N"),
+    "window": Command(
+        _setting("window", DraftConfig, convert=int), "layers that start from one hidden state", argument="N"
+    ),
     "temperature": Command(
-        _setting("temperature", DecodeConfig, "temperature", float), "0 is greedy, above 0 samples", "X"
+        _setting("temperature", DecodeConfig, convert=float), "0 is greedy, above 0 samples", argument="X"
     ),
     "stats": Command(_stats, "totals of this session, and the last answer in detail"),
     "reset": Command(_reset, "forget the conversation"),
-    "sweep": Command(_sweep, "measure several gammas on the last prompt; table and plot", "G1 G2 …"),
-    "save": Command(_save, "write the conversation to FILE (.json, or .md)", "FILE"),
+    "sweep": Command(_sweep, "measure several gammas on the last prompt; table and plot", argument="G1 G2 …"),
+    "save": Command(_save, "write the conversation to FILE (.json, or .md)", argument="FILE"),
 }

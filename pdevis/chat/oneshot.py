@@ -58,7 +58,7 @@ def answer_once(session: ChatSession, text: str, as_json: bool) -> int:
         return 0
     notes = make_console(sys.stderr)
     ids = session.encode(text)
-    render.print_line(notes, render.format_banner(session.pair.describe()), "dim")
+    render.print_line(notes, render.format_banner(session.pair.describe()), style="dim")
     display = render.AnswerDisplay(make_console(sys.stdout), notes)
     finished = display.show(session.write("speculative", ids))
     return 130 if finished.answer.interrupted else 0

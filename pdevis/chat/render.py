@@ -1,4 +1,4 @@
-"""How the chat looks: tokens, the line after an answer, tables. It computes nothing but rates.
+"""The display of the chat: tokens, the line after an answer, tables. It computes nothing but rates.
 
 Plain text goes through `print_line`, which wraps at words on a terminal only; piped text stays one line per line.
 Colours and other escape codes are left to rich, which omits them if the output is not a terminal.
@@ -39,7 +39,7 @@ def print_line(console: Console, text: str, style: str = "") -> None:
 
 def print_error(console: Console, error: object) -> None:
     """Print an error on one line."""
-    print_line(console, one_line(error), "red")
+    print_line(console, one_line(error), style="red")
 
 
 def print_token(console: Console, token: TokenEvent, colored: bool = True) -> None:
@@ -172,15 +172,15 @@ class AnswerDisplay:
         self._end_line()
         match event:
             case AnswerStarted(answer) if self.headings:
-                print_line(self.notes, f"[{answer.method}]", "dim")
+                print_line(self.notes, f"[{answer.method}]", style="dim")
             case AnswerFinished(answer):
-                print_line(self.notes, format_summary(answer), "dim")
+                print_line(self.notes, format_summary(answer), style="dim")
             case DrafterFailed(error=error):
                 print_error(self.notes, error)
-                print_line(self.notes, "loading the drafter into this process and answering again", "dim")
+                print_line(self.notes, "loading the drafter into this process and answering again", style="dim")
             case TurnFinished(answers, greedy):
                 for line in compare_answers(answers, greedy):
-                    print_line(self.notes, line, "dim")
+                    print_line(self.notes, line, style="dim")
 
     def _end_line(self) -> None:
         if self._line_is_open:
@@ -188,7 +188,7 @@ class AnswerDisplay:
             self.console.out("", highlight=False)
 
 
-def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(console: Console, title: str, *, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table whose first column is text and whose other columns are numbers."""
     table = make_table(columns, rows)
     table.title, table.title_justify = title, "left"
@@ -219,7 +219,7 @@ def show_stats(console: Console, session: ChatSession) -> None:
         )
     columns = ("decoder", "tokens", "seconds", "tok/s", "speedup", "accept.", "per round", "skip")
     title = "This session, ratios of sums (speedup: over the target, in turns that both answered)"
-    print_table(console, title, columns, rows)
+    print_table(console, title, columns=columns, rows=rows)
     drafted, written = (
         sum(answer.sources[source] for answer in answers if answer.method == "speculative")
         for source in ("draft", "target")

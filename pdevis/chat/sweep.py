@@ -41,6 +41,7 @@ class SweepRow:
 def run_sweep(
     pair: SpeculativePair,
     ids: list[int],
+    *,
     config: DecodeConfig,
     gammas: Sequence[int],
     on_progress: Callable[[str], None] = lambda text: None,
@@ -67,7 +68,7 @@ def run_sweep(
     return [SweepRow(gamma, sum_stats(stats)) for (_, gamma, _), stats in zip(settings, runs, strict=True)]
 
 
-def show_sweep(console: Console, rows: Sequence[SweepRow], mode: str) -> None:
+def show_sweep(console: Console, rows: Sequence[SweepRow], *, mode: str) -> None:
     """Print the table of a sweep."""
     base = rows[0].stats
     cells = [
@@ -82,10 +83,10 @@ def show_sweep(console: Console, rows: Sequence[SweepRow], mode: str) -> None:
     ]
     title = f"Drafting mode {mode}, {render.format_tokens(base.new_tokens // PASSES)} per run, {PASSES} runs each"
     columns = ("gamma", "tok/s", "speedup", "acceptance", "tokens per round")
-    render.print_table(console, title, columns, cells)
+    render.print_table(console, title, columns=columns, rows=cells)
 
 
-def save_plot(rows: Sequence[SweepRow], path: Path, title: str) -> None:
+def save_plot(rows: Sequence[SweepRow], path: Path, *, title: str) -> None:
     """Draw speed and acceptance against γ, as a PNG file. Raises OSError if it cannot be written."""
     from matplotlib.ticker import MaxNLocator
 

@@ -197,7 +197,7 @@ class Adapter:
         total = DecodeStats(method=self.method)
         bar = tqdm([request.args for request in requests], disable=disable_tqdm, desc=f"answers ({self.method})")
         for number, (context, arguments) in enumerate(bar):
-            text, stats = self._answer(context, dict(arguments), number)
+            text, stats = self._answer(context, dict(arguments), number=number)
             total = sum_stats((total, stats))
             self.cache_hook.add_partial("generate_until", (context, arguments), text)
             results.append(text)
@@ -207,16 +207,18 @@ class Adapter:
         return results
 
     def _answer(self, context: str, arguments: dict[str, Any], number: int) -> tuple[str, DecodeStats]:
-        config, stops = read_request(arguments, number, self.base, self.pair.eos_ids, self.tokenizer)
+        config, stops = read_request(
+            arguments, number=number, base=self.base, eos_ids=self.pair.eos_ids, tokenizer=self.tokenizer
+        )
         max_context = self.max_length - config.max_new_tokens
         if max_context < 1:
             raise ValueError(f"max_gen_toks = {config.max_new_tokens}: must be below the context of {self.max_length}")
         ids = self.tok_encode(context)
         if len(ids) > max_context:
             log.warning("a context of %d tokens is truncated to its last %d", len(ids), max_context)
-        stream = self.pair.stream(ids[-max_context:], config, self.method)
+        stream = self.pair.stream(ids[-max_context:], config, method=self.method)
         try:
-            text = read_until(stream, stops, self.think_end_token)
+            text = read_until(stream, stops, think_end=self.think_end_token)
         finally:
             stream.close()
         return text, stream.stats

@@ -55,7 +55,7 @@ def sort_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def read_request(
-    arguments: Mapping[str, Any], number: int, base: DecodeConfig, eos_ids: tuple[int, ...], tokenizer: Any
+    arguments: Mapping[str, Any], *, number: int, base: DecodeConfig, eos_ids: tuple[int, ...], tokenizer: Any
 ) -> tuple[DecodeConfig, list[str]]:
     """Return the decoding settings of a request, and those of its stop strings that are text.
 

@@ -26,12 +26,12 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("line", "where", "name", "value"), SETTINGS)
-def test_a_setting_changes_and_is_shown(line: str, where: str, name: str, value: object) -> None:
+@pytest.mark.parametrize(("line", "config", "name", "value"), SETTINGS)
+def test_a_setting_changes_and_is_shown(line: str, config: str, name: str, value: object) -> None:
     screen = Screen()
     command = line.lower().split()[0]
     assert screen.enter(line) == f"{command[1:]} is {value}\n"
-    assert getattr(screen.pair.draft if where == "draft" else screen.session.decode, name) == value
+    assert getattr(screen.pair.draft if config == "draft" else screen.session.decode, name) == value
     assert COMMANDS[command[1:]].help in screen.enter(command)
 
 
@@ -181,7 +181,7 @@ def test_sweep_prints_a_table_and_saves_a_plot(tmp_path: Path, monkeypatch: pyte
 
 def test_sweep_without_a_prompt_takes_its_own_and_limits_its_length() -> None:
     pair = FakePair()
-    rows = run_sweep(pair, [1, 2], DecodeConfig(max_new_tokens=500), [3])
+    rows = run_sweep(pair, [1, 2], config=DecodeConfig(max_new_tokens=500), gammas=[3])
     assert [row.gamma for row in rows] == [None, 3]
     assert {config.max_new_tokens for _, _, config in pair.calls[2:]} == {MAX_TOKENS}
     assert rows[1].stats.new_tokens == 10
