@@ -177,7 +177,7 @@ COMMANDS: dict[str, Command] = {
     "help": Command(_help, "list the commands"),
     "quit": Command(_quit, "leave (as Ctrl-D does)"),
     "clear": Command(_clear, "clear the screen"),
-    **{method: Command(_toggle(method), f"turn the {method} decoder on or off") for method in METHODS},
+    **{method: Command(_toggle(method), f"turn {method} decoding on or off") for method in METHODS},
     "chat": Command(_chat, "turn the chat template on or off"),
     "length": Command(
         _setting("length", DecodeConfig, convert=int, field="max_new_tokens"),

@@ -101,9 +101,9 @@ def format_summary(answer: Answer) -> str:
     if stats.fallback_rounds:
         parts.append(f"{stats.fallback_rounds} of {stats.rounds} rounds plain, since drafting does not pay")
     if answer.interrupted:
-        parts.append("stopped by Ctrl-C")
+        parts.append("stopped")
     elif stats.stop_reason == "length":
-        parts.append("ended by the length limit (/length N)")
+        parts.append("length limit reached (/length N)")
     elif stats.stop_reason == "context":
         parts.append("the models' context is full (/reset)")
     return " · ".join(parts)

@@ -114,7 +114,7 @@ def test_sum_stats_of_different_speeds() -> None:
 
 
 def test_the_summary_names_the_length_limit() -> None:
-    assert "ended by the length limit" in Screen(FakePair(["long answer"]), max_new_tokens=3).enter("why?")
+    assert "length limit reached" in Screen(FakePair(["long answer"]), max_new_tokens=3).enter("why?")
 
 
 def test_save_as_json_and_markdown(tmp_path: Path) -> None:
