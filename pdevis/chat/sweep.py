@@ -17,8 +17,8 @@ from pdevis.chat import render
 from pdevis.config import DecodeConfig
 from pdevis.generation import DecodeStats, sum_stats
 from pdevis.util.console import MISSING, format_number
-from pdevis.util.interleaving import interleaved_order
 from pdevis.util.plotting import new_figure, save, style_grid
+from pdevis.util.prompts import measurement_order
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -60,7 +60,7 @@ def run_sweep(
         pair.generate(ids, short, method=method)
     runs: list[list[DecodeStats]] = [[] for _ in settings]
     for number in range(PASSES):
-        for i in interleaved_order(len(settings), number):
+        for i in measurement_order(len(settings), number):
             method, gamma, setting = settings[i]
             name = "target alone" if gamma is None else f"gamma {gamma}"
             on_progress(f"pass {number + 1} of {PASSES}: {name}")

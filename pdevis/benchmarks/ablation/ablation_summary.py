@@ -26,6 +26,7 @@ from pdevis.benchmarks.bootstrap import (
 )
 from pdevis.benchmarks.runs.journal import find_journals, read_journals, read_result
 from pdevis.benchmarks.summary.load_results import output_of_journal
+from pdevis.benchmarks.summary.metrics import compare_drafting
 from pdevis.benchmarks.summary.summary_table import NARROW_COLUMNS, run_lines
 from pdevis.util.console import MISSING, format_number, make_table
 
@@ -122,7 +123,7 @@ def _cell(grid: Grid, place: int) -> dict[str, Any]:
         (i for i, each in enumerate(grid.settings) if each["mode"] == "exact" and each["gamma"] == setting["gamma"]),
         None,
     )
-    exact = _paired(entries, grid.cells[base]) if base is not None else []
+    exact = _paired(entries, grid.cells[base]) if base is not None else ([], [])
     compared = [entry["same_as_target"] for entry in good if "same_as_target" in entry]
     ties = sum(bool((entry.get("first_difference") or {}).get("near_tie")) for entry in good)
     figures = {
@@ -130,8 +131,7 @@ def _cell(grid: Grid, place: int) -> dict[str, Any]:
         "acceptance_rate": _figure([good], ("accepted", "drafted"), ratio),
         "mean_skip": _figure([good], ("skipped", "draft_steps"), ratio),
         "serial_depth": _figure([good], ("depth", "draft_steps"), ratio),
-        "draft_speedup": _figure(exact, ("drafted", "draft_seconds"), ratio_of_ratios),
-        "retention": _figure(exact, ("accepted", "drafted"), ratio_of_ratios),
+        **compare_drafting(*exact),
         "speed_over_target": _figure(_paired(entries, grid.target), ("tokens", "seconds"), ratio_of_ratios),
         "same_as_target": {"items": len(compared), "same": sum(compared), "near_ties": ties} if compared else None,
     }

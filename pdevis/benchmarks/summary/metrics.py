@@ -6,10 +6,10 @@ values of a metric is left out of that metric.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pdevis.benchmarks.bootstrap import Interval, interval, mean_of_ratios, ratio, ratio_of_ratios
+from pdevis.benchmarks.bootstrap import Interval, as_json, interval, mean_of_ratios, ratio, ratio_of_ratios
 from pdevis.benchmarks.summary.load_results import Question
 
 Terms = tuple[float, ...] | None  # what one question adds to the sums of a metric; None: not measured
@@ -103,6 +103,29 @@ def same_as_target(questions: Sequence[Question]) -> dict[str, Any] | None:
         "real_differences": len(checked) - same - ties,
         "share": same / len(checked),
     }
+
+
+def compare_drafting(
+    entries: Sequence[Mapping[str, Any]], exact: Sequence[Mapping[str, Any]], tokens: str = "drafted"
+) -> dict[str, dict[str, float | None] | None]:
+    """Return draft speedup and retention of a drafting rule over mode `exact`, with intervals, ready for JSON.
+
+    Args:
+        entries: statistics of the rule, one per question: draft_seconds, accepted, drafted.
+        exact: those of mode `exact` on the same questions.
+        tokens: the statistic that counts draft tokens for the draft speedup.
+    """
+    return {
+        "draft_speedup": _compare_ratios(entries, exact, tokens, "draft_seconds"),
+        "retention": _compare_ratios(entries, exact, "accepted", "drafted"),
+    }
+
+
+def _compare_ratios(
+    entries: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], above: str, below: str
+) -> dict[str, float | None] | None:
+    columns = [[entry[name] for entry in part] for part in (entries, base) for name in (above, below)]
+    return as_json(interval(columns, ratio_of_ratios))
 
 
 def _values(question: Question, *keys: str, method: str = "speculative") -> Terms:
