@@ -164,7 +164,9 @@ def _write(stack: DecoderStack, tokenizer: Any, prompt: str, length: int) -> Sam
     message = [{"role": "user", "content": prompt}]
     ids = list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
     config = DecodeConfig(max_new_tokens=length, eos_ids=())
-    return SampleText(ids, [event.id for event in autoregressive(Verifier(stack), ids, config, DecodeStats())])
+    return SampleText(
+        ids, [event.id for event in autoregressive(Verifier(stack), ids, config=config, stats=DecodeStats())]
+    )
 
 
 def _compare(name: str, stack: DecoderStack, reference: DecoderStack, samples: Sequence[SampleText]) -> FormatResult:

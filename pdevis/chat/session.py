@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pdevis.config import METHODS, DecodeConfig, DraftConfig
-from pdevis.generation import DecodeStats, Generation, TokenEvent, sum_stats
+from pdevis.generation import DecodeStats, Generation, TokenEvent
 from pdevis.text import PromptTooLongError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class ChatSession:
         """
         turns = [{answer.method: answer.stats for answer in answers} for answers in self.history]
         parts = [turn[method] for turn in turns if method in turn and (shared_with is None or shared_with in turn)]
-        return sum_stats(parts) if parts else None
+        return DecodeStats.sum(parts) if parts else None
 
     def set_decode(self, **changes: object) -> None:
         """Change decoding settings. Raises ValueError, and changes nothing, if a value is not allowed."""

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pdevis.chat import render
 from pdevis.config import DecodeConfig
-from pdevis.generation import DecodeStats, sum_stats
+from pdevis.generation import DecodeStats
 from pdevis.util.console import MISSING, format_number
 from pdevis.util.plotting import new_figure, save, style_grid
 from pdevis.util.prompts import measurement_order
@@ -65,7 +65,7 @@ def run_sweep(
             name = "target alone" if gamma is None else f"gamma {gamma}"
             on_progress(f"pass {number + 1} of {PASSES}: {name}")
             runs[i].append(pair.generate(ids, setting, method=method).stats)
-    return [SweepRow(gamma, sum_stats(stats)) for (_, gamma, _), stats in zip(settings, runs, strict=True)]
+    return [SweepRow(gamma, DecodeStats.sum(stats)) for (_, gamma, _), stats in zip(settings, runs, strict=True)]
 
 
 def show_sweep(console: Console, rows: Sequence[SweepRow], *, mode: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from pdevis.config import METHODS, DecodeConfig, DraftConfig
-from pdevis.generation import DecodeStats, sum_stats
+from pdevis.generation import DecodeStats
 from pdevis.lm_eval.arguments import read_request, sort_settings
 from pdevis.lm_eval.scoring import Scorer
 from pdevis.lm_eval.stops import read_until
@@ -198,7 +198,7 @@ class Adapter:
         bar = tqdm([request.args for request in requests], disable=disable_tqdm, desc=f"answers ({self.method})")
         for number, (context, arguments) in enumerate(bar):
             text, stats = self._answer(context, dict(arguments), number=number)
-            total = sum_stats((total, stats))
+            total = DecodeStats.sum((total, stats))
             self.cache_hook.add_partial("generate_until", (context, arguments), text)
             results.append(text)
             if total.tokens_per_second:

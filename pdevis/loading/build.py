@@ -10,7 +10,7 @@ import torch
 
 from pdevis.config import RANKS
 from pdevis.devices import DeviceSlot, find_device_slots, split_cores, use_cores
-from pdevis.drafting.schedule import check_mode
+from pdevis.drafting.rule import check_mode
 from pdevis.loading.catalog import ModelLoadError
 from pdevis.loading.checkpoint import (
     check_same_tokenizer,

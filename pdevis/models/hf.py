@@ -40,6 +40,10 @@ class HFCausalLM:
     def forward(self, ids: Tensor) -> Tensor:
         return self._run(ids, len(ids))
 
+    @property
+    def num_layers(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
+
     def prefill(self, ids: Tensor) -> None:
         for chunk in ids.split(CHUNK):
             self._run(chunk, 1)

@@ -69,7 +69,7 @@ class DraftService:
         self.idle = 0.0  # seconds without anything to do, since the last draft
         self.operations: dict[str, Callable[..., Any]] = {
             "configure": self.configure,
-            "start": self.start,
+            "open": self.open,
             "draft": self.draft,
             "release": self.release,
             "forward": self.forward,
@@ -87,13 +87,19 @@ class DraftService:
         """Drafting settings with a resolved mode, from the next generation on."""
         self.model.rewind(0)
         self.model.tokens = []
-        self.drafter = Drafter(self.model, draft, self.target_vocab, self.lanes, traced)
-        if self.lanes is None:  # a whole forward is what can be dropped
-            self.drafter.engine.broadcast_token = lambda ids: self.link.share([ids], [0], ids.shape, ids)[0]
+        self.drafter = Drafter(
+            self.model,
+            draft,
+            self.target_vocab,
+            lanes=self.lanes,
+            traced=traced,
+            broadcast_token=lambda ids: self.link.share([ids], [0], ids.shape, ids)[0],
+        )
 
-    def start(self, prompt: list[int], config: DecodeConfig) -> None:
+    def open(self, prompt: list[int], config: DecodeConfig) -> None:
+        self.drafter.release(self.confirmed)  # of a generation that was never released
         self.confirmed, self.config, self.idle = list(prompt), config, 0.0
-        self.drafter.start(prompt, config)
+        self.drafter.open(prompt, config)
 
     def draft(self, added: list[int], gamma: int, should_continue: Callable[[float], bool] | None, room: int) -> Draft:
         """The next draft. `room`: draft tokens that fit into this and the next round; 0: do not draft ahead."""
@@ -112,7 +118,7 @@ class DraftService:
         if left > 0 and draft.ids[-1] not in (self.config.eos_ids or ()):
             self.ahead = Ahead([*self.confirmed, *draft.ids], min(gamma, left), should_continue)
         probs = None if draft.probs is None else draft.probs.cpu().numpy()  # a tensor would travel as an open file
-        return replace(draft, probs=probs, seconds=seconds, idle_seconds=idle, ahead=hit if ahead else None)
+        return replace(draft, probs=probs, own_seconds=seconds, idle_seconds=idle, ahead=hit if ahead else None)
 
     def look_ahead(self, unwanted: Callable[[], bool] | None) -> None:
         """Draft behind a guess, where the last draft asked for it. `unwanted` is asked on rank 0 in between."""
@@ -156,7 +162,7 @@ class DraftService:
     @torch.inference_mode()
     def prefill(self, ids: list[int]) -> None:
         self.model.tokens = []
-        self.drafter.engine.read(torch.tensor(ids, device=self.model.device))
+        self.drafter.engine.prefill(torch.tensor(ids, device=self.model.device))
 
     def rewind(self, length: int) -> None:
         self.model.tokens = []

@@ -95,7 +95,7 @@ class DeviceLanes:
         part = self.stack.logits(h)
         return part if self.link.size == 1 else self.link.join([part], self.vocab)[0].clone()
 
-    def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    def argmax(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
         """Each rank looks through its own part of the vocabulary; three numbers a rank are exchanged."""
         start = self.stack.weights.head_start
         part = self.stack.logits(h)[0, : max(vocab - start, 0)]

@@ -67,33 +67,51 @@ class RemoteDrafter:
         self.config = config
         self.model = model
         workers.send("configure", config, traced)
-        self._told = 0  # confirmed tokens that the workers know
+        self._is_open = False
+        self._sent = 0  # confirmed tokens that the workers know
 
-    def start(self, prompt: list[int], config: DecodeConfig) -> None:
-        """As `Drafter.start`, but does not wait: the drafter reads the prompt while the target does."""
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
+    def open(self, prompt: list[int], config: DecodeConfig) -> None:
+        """Begin a generation without waiting: the drafter reads the prompt while the target does."""
+        if self._is_open:
+            return
         self.model.forget()
-        self.workers.send("start", list(prompt), config)
-        self._told = len(prompt)
+        self.workers.send("open", list(prompt), config)
+        self._sent = len(prompt)
+        self._is_open = True
 
     def draft(
-        self, confirmed: list[int], gamma: int, should_continue: Callable[[float], bool] | None = None, room: int = 0
+        self,
+        confirmed: list[int],
+        gamma: int,
+        should_continue: Callable[[float], bool] | None = None,
+        lookahead: int = 0,
     ) -> Draft:
-        """As `Drafter.draft`. `room`: draft tokens that fit into this and the next round; 0: do not draft ahead."""
-        draft = self.workers.call("draft", self._news(confirmed), gamma, should_continue, room)
+        draft = self.workers.call("draft", self._unsent(confirmed), gamma, should_continue, lookahead)
         return draft if draft.probs is None else replace(draft, probs=torch.from_numpy(draft.probs))
 
     def rewind_to_confirmed(self, confirmed: list[int]) -> None:
         """The next message says what was confirmed."""
 
     def release(self, confirmed: list[int]) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
         if self.workers.alive:
             with suppress(WorkerError):  # the target's cache is to be rewound too; whoever drafts next is told
-                self.workers.send("release", self._news(confirmed))
+                self.workers.send("release", self._unsent(confirmed))
 
-    def _news(self, confirmed: list[int]) -> list[int]:
-        news = confirmed[self._told :]
-        self._told = len(confirmed)
-        return news
+    def _unsent(self, confirmed: list[int]) -> list[int]:
+        unsent = confirmed[self._sent :]
+        self._sent = len(confirmed)
+        return unsent
 
 
 def start_drafter(built: Built, compile: bool, say: Callable[[str], None]) -> CausalLM | WorkerPool | TorchrunDrafter:

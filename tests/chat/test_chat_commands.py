@@ -13,7 +13,7 @@ from pdevis.chat.app import handle
 from pdevis.chat.commands import COMMANDS
 from pdevis.chat.sweep import MAX_TOKENS, run_sweep
 from pdevis.config import DecodeConfig
-from pdevis.generation import DecodeStats, sum_stats
+from pdevis.generation import DecodeStats
 
 SETTINGS = [
     ("/length 7", "decode", "max_new_tokens", 7),
@@ -110,7 +110,7 @@ def test_the_speedup_compares_the_turns_that_both_answered() -> None:
 def test_sum_stats_of_different_speeds() -> None:
     slow = DecodeStats(new_tokens=10, total_seconds=10.0)
     fast = DecodeStats(new_tokens=10, total_seconds=1.0, prefill_seconds=0.5)
-    assert sum_stats([slow, fast]).tokens_per_second == pytest.approx(20 / 10.5)  # not (1 + 20) / 2
+    assert DecodeStats.sum([slow, fast]).tokens_per_second == pytest.approx(20 / 10.5)  # not (1 + 20) / 2
 
 
 def test_the_summary_names_the_length_limit() -> None:

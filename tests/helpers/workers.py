@@ -52,7 +52,9 @@ def decode(
     target: DecoderStack, drafter: Drafter | RemoteDrafter, config: DecodeConfig
 ) -> tuple[list[int], DecodeStats]:
     stats = DecodeStats()
-    return [event.id for event in speculative(Verifier(target), drafter, PROMPT, config, stats)], stats
+    return [
+        event.id for event in speculative(Verifier(target), drafter, prompt=PROMPT, config=config, stats=stats)
+    ], stats
 
 
 def counts(stats: DecodeStats) -> tuple[object, ...]:

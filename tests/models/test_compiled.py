@@ -78,7 +78,7 @@ def test_greedy_text_is_the_targets_own(tiny_model, mode):
     for stack in (target, drafter):
         compile_stack(stack)
     drafting = Drafter(drafter, DraftConfig(mode=mode, threshold=0.5), 264)
-    events = speculative(Verifier(target), drafting, PROMPT, GREEDY, DecodeStats())
+    events = speculative(Verifier(target), drafting, prompt=PROMPT, config=GREEDY, stats=DecodeStats())
     assert [event.id for event in events] == wanted
 
 

@@ -41,7 +41,7 @@ def workers(request, tiny_folder):
 
 
 def plain(target, config=LONG):
-    return [event.id for event in autoregressive(Verifier(target), PROMPT, config, DecodeStats())]
+    return [event.id for event in autoregressive(Verifier(target), PROMPT, config=config, stats=DecodeStats())]
 
 
 @pytest.mark.parametrize("rule", [DraftConfig("exact"), DraftConfig("parallel", 0.5), DraftConfig("skip", 0.5)])
@@ -99,7 +99,7 @@ def test_abandoned_generations_leave_nothing_behind(workers, target):
     wanted = plain(target)
     drafter = remote(workers, DraftConfig("parallel", 0.5))
     for length in range(0, 12, 2):
-        events = speculative(Verifier(target), drafter, PROMPT, LONG, DecodeStats())
+        events = speculative(Verifier(target), drafter, prompt=PROMPT, config=LONG, stats=DecodeStats())
         assert [next(events).id for _ in range(length)] == wanted[:length]
         events.close()
         shared = replace(LONG, reuse_prefix=True)  # the next one builds on the caches that this one left
@@ -134,7 +134,12 @@ def test_sampled_text_keeps_the_targets_distribution(tiny_folder, gamma):
         for seed in range(count):
             config = DecodeConfig(6, gamma, temperature=1.0, seed=seed, eos_ids=(), overlap=True)
             stats = DecodeStats()
-            ids = [event.id for event in speculative(Verifier(target), drafter, prompt, config, stats, policy)]
+            ids = [
+                event.id
+                for event in speculative(
+                    Verifier(target), drafter, prompt=prompt, config=config, stats=stats, policy=policy
+                )
+            ]
             seen[ids[0], ids[1]] += 1 / count
             ahead += stats.ahead_rounds
     finally:

@@ -60,7 +60,7 @@ def running(plan):
 
 
 def plain(target):
-    return [event.id for event in autoregressive(Verifier(target), PROMPT, GREEDY, DecodeStats())]
+    return [event.id for event in autoregressive(Verifier(target), PROMPT, config=GREEDY, stats=DecodeStats())]
 
 
 def pids_of(workers):

@@ -44,10 +44,10 @@ def test_two_hundred_generations(tiny_folder):
         config = replace(config, reuse_prefix=chance.random() < 0.5)
         if chance.random() < 0.2:
             config = replace(config, temperature=1.0, seed=number)
-        wanted = [event.id for event in autoregressive(Verifier(target), prompt, config, DecodeStats())]
+        wanted = [event.id for event in autoregressive(Verifier(target), prompt, config=config, stats=DecodeStats())]
         stop = chance.randrange(24) if chance.random() < 0.4 else 24
         drafter = remote(workers, chance.choice(RULES))
-        events, made = speculative(Verifier(target), drafter, prompt, config, DecodeStats()), []
+        events, made = speculative(Verifier(target), drafter, prompt=prompt, config=config, stats=DecodeStats()), []
         try:
             if number in kills:
                 made += [next(events).id for _ in range(min(stop, 3))]

@@ -60,7 +60,7 @@ def compare(folder: str, draft_folder: str) -> None:
     long = IDS.repeat(12).tolist()
     row["long"] = plain(target, long) == plain(whole, long)
     drafting, stats = Drafter(drafter, DraftConfig(mode="exact"), whole.vocab_size), DecodeStats()
-    ids = [event.id for event in speculative(Verifier(target), drafting, PROMPT, GREEDY, stats)]
+    ids = [event.id for event in speculative(Verifier(target), drafting, prompt=PROMPT, config=GREEDY, stats=stats)]
     row |= {"speculative": ids == plain(whole), "accepted": stats.accepted, "drafted": stats.drafted}
     print(json.dumps(row), flush=True)
 
