@@ -1,6 +1,6 @@
-# pdevis: `make chat` talks to a model, `make test` runs the suite; both start from nothing but Python and make.
-# Settings: PYTHON (interpreter that makes the environment), VENV (where), CONSTRAINTS (empty: newest versions),
-#           ARGS (for the chat), JOBS (test processes), PYTEST_ARGS (for the tests).
+# pdevis: `make chat` talks to a model, `make test` runs the suite. Both need nothing but Python and make.
+# Settings: PYTHON (interpreter that creates the environment), VENV (folder of the environment), CONSTRAINTS (file of
+#           pinned versions; empty: newest versions), ARGS (flags of chat and bench), JOBS (test processes), PYTEST_ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,14 +14,14 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
-# The tests' models are tiny: more threads than one only wait for each other.
+# The models of the tests are tiny: more than one thread makes them slower.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help chat model install test test-all bench lint format clean
 
-help: ## show this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 chat: model ## talk to the embedded model in the terminal (ARGS="..." for its flags)
@@ -30,7 +30,7 @@ chat: model ## talk to the embedded model in the terminal (ARGS="..." for its fl
 model: $(READY) ## fetch and convert the embedded model
 	@$(PY) -m pdevis.loading.embedded
 
-install: $(READY) ## make the environment and install pdevis into it
+install: $(READY) ## create the environment and install pdevis into it
 
 test: $(READY_DEV) ## run the tests, without the slow ones
 	@$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
@@ -49,7 +49,7 @@ format: $(READY_DEV) ## fix style and formatting
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-clean: ## remove the environment and what tools left here (the model cache stays)
+clean: ## remove the environment and the caches of the tools (the model cache stays)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

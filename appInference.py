@@ -1,4 +1,4 @@
-"""Talk to a pair of models in the terminal, or answer one prompt and leave.
+"""Talk to a pair of models in the terminal, or answer one prompt and exit.
 
     python appInference.py                                          # the embedded model, drafting for itself
     python appInference.py --target_model qwen-8b --drafter_model qwen-0.6b --device_drafter cuda:1
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pdevis.chat import add_chat_flags, run_chat
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main
 
 if TYPE_CHECKING:
@@ -21,13 +20,15 @@ if TYPE_CHECKING:
 
 
 def load_pair(*args: Any, **settings: Any) -> SpeculativePair:
-    """`pdevis.load_pair`, imported when it is called: torch takes seconds, and --help needs none of it."""
-    from pdevis.pair import load_pair
+    """Load a pair as `pdevis.load_pair` does. Evaluation scripts use this function of the file in `--code_path`."""
+    from pdevis.pair import load_pair  # not at the top: torch takes seconds to import, and --help does not need it
 
     return load_pair(*args, **settings)
 
 
 def build_parser() -> Parser:
+    from pdevis.chat.app import add_chat_flags  # not at the top: evaluation scripts need `load_pair` only
+
     parser = Parser(description=__doc__)
     add_chat_flags(parser)
     add_model_flags(parser, target_device="--device_target", draft_device="--device_drafter")
@@ -37,7 +38,9 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(run_chat, build_parser().parse_args(argv), load_pair)
+    from pdevis.chat.app import run_chat
+
+    return run_main(run_chat, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

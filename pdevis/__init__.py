@@ -1,4 +1,4 @@
-"""pdevis: lossless speculative decoding whose drafter runs layers in parallel where a divergence check allows it."""
+"""pdevis: lossless speculative decoding whose drafter runs layers in parallel if a divergence check allows it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pdevis.generation import DecodeStats, Generation, TokenEvent
     from pdevis.pair import SpeculativePair, load_pair
 
-_HOME = {
+_MODULES = {
     "SpeculativePair": "pdevis.pair",
     "load_pair": "pdevis.pair",
     "DecodeConfig": "pdevis.config",
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: torch and transformers take seconds, and a script's --help needs neither."""
-    if name not in _HOME:
+    """Import a public name at its first use: torch and transformers take seconds, and --help needs neither."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'pdevis' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

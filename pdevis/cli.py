@@ -1,8 +1,8 @@
-"""The flags that every script of this project shares, and the way from them to settings.
+"""The flags that several scripts of this project share, and their conversion to settings.
 
-Its one idea: a value is checked, while it is parsed, by the frozen dataclass that it ends up in (`DraftConfig`,
-`DecodeConfig`), so that a mistake is one line on stderr that names flag, value and what is allowed (exit code 2).
-Every flag works with underscores and with dashes; a mistyped flag is an error, and flags are never abbreviated.
+Each value is checked while it is parsed, by the frozen dataclass that it ends up in (`DraftConfig`, `DecodeConfig`),
+so that a mistake is one line on stderr that names flag, value and what is allowed (exit code 2). Every flag works
+with underscores and with dashes; a mistyped flag is an error, and flags are never abbreviated.
 
     parser = Parser(description="…")
     add_model_flags(parser)
@@ -11,6 +11,8 @@ Every flag works with underscores and with dashes; a mistyped flag is an error, 
     args = parser.parse_args()
     pair = load_pair(**pair_arguments(args))
     pair.generate("…", decode_config(args))
+
+`--profile FILE` makes the settings of a tuning profile the defaults of all flags that the user does not give.
 """
 
 from __future__ import annotations
@@ -20,21 +22,25 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 from pdevis.config import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
-from pdevis.profile_flags import PROFILE_HELP, parse_with_profile, profile_argument
-from pdevis.util.argtypes import checked, gamma_value, nearest, one_line, positive
+from pdevis.profile import DEVICE_FLAGS, Profile, read_profile
+from pdevis.util.argtypes import gamma_value, nearest, one_line, positive_int, settings_field
 
 DEFAULT_TARGET = "smollm2-135m"
 DEFAULT_DRAFTER = "self"
-TARGET_HELP = "of the target; several: cuda:0,cuda:1, auto, or ranks (under torchrun) (default: --device)"
-DRAFT_HELP = "of the drafter; several, for its lanes: cuda:0,cuda:1, cpu:0,cpu:1, or ranks (default: --device)"
+TARGET_DEVICE_HELP = "of the target; several: cuda:0,cuda:1, auto, or ranks (under torchrun) (default: --device)"
+DRAFT_DEVICE_HELP = "of the drafter; several, for its lanes: cuda:0,cuda:1, cpu:0,cpu:1, or ranks (default: --device)"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser for which `--a_b` and `--a-b` are one flag, and a mistake is one line and exit code 2."""
+    """An argument parser that reads `--a_b` and `--a-b` as one flag, and reports a mistake on one line (exit code 2).
+
+    If the command line has `--profile FILE`, it is parsed twice: once to see which flags are given, then with the
+    settings of the profile as defaults. So a given flag takes precedence, whatever its value.
+    """
 
     def __init__(self, **settings: Any) -> None:
         note = "Flags may be written with underscores or with dashes: --draft_mode, --draft-mode."
@@ -43,22 +49,31 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, epilog=epilog, formatter_class=formatter, **settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's, each flag brought to the spelling it was declared with, on top of --profile's settings."""
+        """Parse like argparse, after writing each flag as it was declared, with the defaults of --profile."""
         words = list(sys.argv[1:] if args is None else args)
-        declared = self._declared()
+        declared = self._declared_flags()
         end = words.index("--") if "--" in words else len(words)
         for i, word in enumerate(words[:end]):
             flag, equals, value = word.partition("=")
             if flag.startswith("--"):
                 words[i] = declared.get(flag.replace("-", "_"), flag) + equals + value
-        return parse_with_profile(self, super().parse_known_args, words, namespace)
+        given, unknown = super().parse_known_args(words, namespace)
+        if getattr(given, "profile", None) is None:
+            return given, unknown
+        try:
+            profile = read_profile(given.profile)
+        except ValueError as error:
+            self.error(f"--profile {error}")
+        parsed, unknown = super().parse_known_args(words, self._profile_defaults(given, profile))
+        _report_differences(parsed, profile)
+        return parsed, unknown
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's; a word that is left over is an error that suggests the nearest flag."""
+        """Parse like argparse; an unknown word is an error that suggests the nearest flag."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown and unknown[0].startswith("-"):
             flag = unknown[0].partition("=")[0]
-            declared = self._declared()
+            declared = self._declared_flags()
             match = nearest(flag.replace("-", "_"), declared)
             self.error(f"unknown flag {flag}" + (f"; did you mean {declared[match]}?" if match else " (see --help)"))
         if unknown:
@@ -66,11 +81,33 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Leave with exit code 2 and one line on stderr, without argparse's usage text."""
+        """Exit with code 2 and one line on stderr, without argparse's usage text."""
         self.exit(2, f"error: {one_line(message.removeprefix('argument '))}\n")
 
-    def _declared(self) -> dict[str, str]:
+    def _declared_flags(self) -> dict[str, str]:
+        """Return the declared spelling of each flag, by its spelling with underscores."""
         return {flag.replace("-", "_"): flag for flag in self._option_string_actions}
+
+    def _profile_defaults(self, given: argparse.Namespace, profile: Profile) -> argparse.Namespace:
+        """Return the settings of a profile for the flags that this script has and shows."""
+        values = profile.flags()
+        if any(getattr(given, name, None) is not None for name in DEVICE_FLAGS):
+            # --device sets two devices: the profile's --target_device must not override it
+            values = {name: value for name, value in values.items() if name not in DEVICE_FLAGS}
+        shown = {action.dest for action in self._actions if action.help != argparse.SUPPRESS}
+        return argparse.Namespace(**{name: value for name, value in values.items() if name in shown})
+
+
+def _report_differences(args: argparse.Namespace, profile: Profile) -> None:
+    """Say on stderr if the profile was made for other models, formats, devices or another machine."""
+    used: dict[str, str | None] = {"target": args.target_model, "drafter": args.drafter_model}
+    for model in ("target", "draft"):
+        used[f"{model}_device"] = getattr(args, f"{model}_device") or args.device
+        used[f"{model}_precision"] = getattr(args, f"{model}_precision")
+    differences = profile.differences(used)
+    if differences:
+        note = f"note: --profile {args.profile} was made for {'; '.join(differences)}"
+        print(f"{note}: it is used, but may not fit (python -m pdevis.tune makes a new one)", file=sys.stderr)
 
 
 def add_model_flags(
@@ -79,66 +116,63 @@ def add_model_flags(
     draft_device: str = "--draft_device",
     profile: bool = True,
 ) -> None:
-    """Which models, where and in which format. The two device flags are named as the script promises them."""
+    """Add the flags of models, devices and weight formats.
+
+    Args:
+        target_device, draft_device: this script's names of the two device flags.
+        profile: with --profile.
+    """
     group = parser.add_argument_group("models", "A model is a catalog key, a hub id, or a local folder.")
     group.add_argument("--target_model", metavar="MODEL", default=DEFAULT_TARGET, help="default: %(default)s")
-    group.add_argument(
-        "--drafter_model",
-        metavar="MODEL",
-        default=DEFAULT_DRAFTER,
-        help="default: %(default)s, the target's own weights",
-    )
-    group.add_argument(
-        "--device",
-        metavar="DEV",
-        help="of both models: cpu, cpu:1 (a core), cuda:1 (default: cuda if there, else cpu)",
-    )
-    # the spelling that the script promises, and the one that all others have
-    for flag, name, text in ((target_device, "target_device", TARGET_HELP), (draft_device, "draft_device", DRAFT_HELP)):
+    text = "default: %(default)s, the target's own weights"
+    group.add_argument("--drafter_model", metavar="MODEL", default=DEFAULT_DRAFTER, help=text)
+    text = "of both models: cpu, cpu:1 (a core), cuda:1 (default: cuda if there is one, else cpu)"
+    group.add_argument("--device", metavar="DEV", help=text)
+    for flag, name, text in (
+        (target_device, "target_device", TARGET_DEVICE_HELP),
+        (draft_device, "draft_device", DRAFT_DEVICE_HELP),
+    ):
+        # under the script's own name, and under the name that all other scripts use
         group.add_argument(*dict.fromkeys((flag, f"--{name}")), dest=name, metavar="DEV", help=text)
+    text = "weight format, such as float32, int8 (default: auto)"
     for model in ("target", "draft"):
-        group.add_argument(
-            f"--{model}_precision",
-            metavar="FORMAT",
-            default="auto",
-            help="weight format, such as float32, int8 (default: auto)",
-        )
-    group.add_argument(
-        "--draft_vocab",
-        type=positive,
-        metavar="N",
-        help="the drafter proposes ids below N only, which makes its output head smaller (default: all)",
-    )
-    group.add_argument(
-        "--compile", action="store_true", help="torch.compile for whole forwards; the first of each shape takes a while"
-    )
-    group.add_argument(
-        "--overlap",
-        action="store_true",
-        help="the drafter runs in a process of its own and drafts on while the target verifies",
-    )
-    group.add_argument("--trace", metavar="FILE", help="write what each round did, for python -m pdevis.simulate")
+        group.add_argument(f"--{model}_precision", metavar="FORMAT", default="auto", help=text)
+    _add_acceleration_flags(group)
+    group.add_argument("--trace", metavar="FILE", help="record every round in a file for python -m pdevis.simulate")
     if profile:
-        group.add_argument("--profile", metavar="FILE", help=PROFILE_HELP)
+        text = "settings found by python -m pdevis.tune; flags that are given take precedence"
+        group.add_argument("--profile", metavar="FILE", help=text)
+
+
+def _add_acceleration_flags(group: argparse._ArgumentGroup) -> None:
+    text = "the drafter proposes ids below N only, which makes its output head smaller (default: all)"
+    group.add_argument("--draft_vocab", type=positive_int, metavar="N", help=text)
+    text = "torch.compile for whole forwards; the first forward of each shape is slow"
+    group.add_argument("--compile", action="store_true", help=text)
+    text = "run the drafter in a separate process that continues drafting while the target verifies"
+    group.add_argument("--overlap", action="store_true", help=text)
 
 
 def add_draft_flags(parser: Parser) -> None:
-    """How the drafter's layers run: one flag per field of `DraftConfig`."""
+    """Add one flag per field of `DraftConfig`."""
     base = DraftConfig()
     group = parser.add_argument_group("drafting", "How the drafter's layers run.")
 
-    def add(flag: str, name: str, convert: Callable[[str], Any], metavar: str, text: str) -> None:
-        kind = checked(DraftConfig, name, convert)
-        group.add_argument(flag, dest=flag[2:], type=kind, default=getattr(base, name), metavar=metavar, help=text)
+    def add(flag: str, convert: Callable[[str], Any], *, metavar: str, text: str, field: str | None = None) -> None:
+        name = field or flag[2:]
+        default, argtype = getattr(base, name), settings_field(DraftConfig, name, convert)
+        group.add_argument(flag, dest=flag[2:], type=argtype, default=default, metavar=metavar, help=text)
 
-    add("--draft_mode", "mode", str, "MODE", f"{', '.join(MODES)} (default: {base.mode})")
-    add("--threshold", "threshold", float, "X", f"cosine above which a layer is redundant (default: {base.threshold})")
-    add("--window", "window", int, "N", f"layers that start from one hidden state (default: {base.window})")
-    add("--attention_window", "attention_window", int, "N", "lanes of attention in a group (default: the window)")
-    add("--mlp_window", "mlp_window", int, "N", "lanes of MLP in a group (default: the window, at most 2)")
-    add("--check", "check", str, "WHEN", f"{', '.join(CHECKS)} (default: {base.check})")
-    add("--keep_first", "keep_first", int, "N", f"first layers that always run alone (default: {base.keep_first})")
-    add("--keep_last", "keep_last", int, "N", f"last layers that always run alone (default: {base.keep_last})")
+    text = f"{', '.join(MODES)} (default: {base.mode})"
+    add("--draft_mode", str, metavar="MODE", text=text, field="mode")
+    text = f"cosine above which a layer is redundant (default: {base.threshold})"
+    add("--threshold", float, metavar="X", text=text)
+    add("--window", int, metavar="N", text=f"layers that start from one hidden state (default: {base.window})")
+    add("--attention_window", int, metavar="N", text="lanes of attention in a group (default: the window)")
+    add("--mlp_window", int, metavar="N", text="lanes of MLP in a group (default: the window, at most 2)")
+    add("--check", str, metavar="WHEN", text=f"{', '.join(CHECKS)} (default: {base.check})")
+    add("--keep_first", int, metavar="N", text=f"first layers that always run alone (default: {base.keep_first})")
+    add("--keep_last", int, metavar="N", text=f"last layers that always run alone (default: {base.keep_last})")
     group.add_argument(
         "--calibrate",
         action=argparse.BooleanOptionalAction,
@@ -150,59 +184,66 @@ def add_draft_flags(parser: Parser) -> None:
 def add_decode_flags(
     parser: Parser, length: str = "--length", max_new_tokens: int = DecodeConfig.max_new_tokens
 ) -> None:
-    """How one generation decodes. The flag for its length is named as the script promises it."""
+    """Add the flags of one generation.
+
+    Args:
+        length: this script's name of the flag for `max_new_tokens`.
+    """
     group = parser.add_argument_group("decoding")
 
-    def add(flag: str, name: str, convert: Callable[[str], Any], metavar: str, default: Any, text: str) -> None:
-        group.add_argument(
-            flag, dest=name, type=checked(DecodeConfig, name, convert), default=default, metavar=metavar, help=text
-        )
+    base = replace(DecodeConfig(), max_new_tokens=max_new_tokens)
 
-    base = DecodeConfig()
-    add("--gamma", "gamma", gamma_value, "N", base.gamma, "draft tokens per round, or auto (default: %(default)s)")
-    add(length, "max_new_tokens", int, "N", max_new_tokens, "limit on new tokens (default: %(default)s)")
-    add("--temperature", "temperature", float, "X", base.temperature, "0 is greedy (default: %(default)s)")
-    add("--top_k", "top_k", int, "N", base.top_k, "sample among the k most probable; 0: all (default: %(default)s)")
-    add("--top_p", "top_p", float, "X", base.top_p, "sample among this mass; 1: all (default: %(default)s)")
-    add("--seed", "seed", int, "N", base.seed, "of the random numbers (default: a fresh one)")
+    def add(flag: str, convert: Callable[[str], Any], *, metavar: str, text: str, field: str | None = None) -> None:
+        name = field or flag[2:]
+        default, argtype = getattr(base, name), settings_field(DecodeConfig, name, convert)
+        group.add_argument(flag, dest=name, type=argtype, default=default, metavar=metavar, help=text)
+
+    add("--gamma", gamma_value, metavar="N", text="draft tokens per round, or auto (default: %(default)s)")
+    add(length, int, metavar="N", text="limit on new tokens (default: %(default)s)", field="max_new_tokens")
+    add("--temperature", float, metavar="X", text="0 is greedy (default: %(default)s)")
+    add("--top_k", int, metavar="N", text="sample from the k most probable; 0: all (default: %(default)s)")
+    add("--top_p", float, metavar="X", text="sample from this probability mass; 1: all (default: %(default)s)")
+    add("--seed", int, metavar="N", text="of the random numbers (default: a fresh one)")
 
 
 def draft_config(args: argparse.Namespace) -> DraftConfig:
-    """The drafting settings of the flags. Raises ValueError where two of them exclude each other."""
+    """Return the drafting settings of the flags. Raises ValueError if two of them exclude each other."""
     names = [field.name for field in fields(DraftConfig) if field.name != "mode"]
     return DraftConfig(mode=args.draft_mode, **{name: getattr(args, name) for name in names})
 
 
 def decode_config(args: argparse.Namespace, **changes: Any) -> DecodeConfig:
-    """The decoding settings of the flags; `changes` are further fields of `DecodeConfig`."""
+    """Return the decoding settings of the flags; `changes` are further fields of `DecodeConfig`."""
     names = ("gamma", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
     changes = {"overlap": getattr(args, "overlap", False)} | changes
     return DecodeConfig(**{name: getattr(args, name) for name in names} | changes)
 
 
 def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `load_pair` that the flags ask for."""
+    """Return the arguments of `load_pair` that the flags ask for."""
     names = ("device", "target_device", "draft_device", "target_precision", "draft_precision")
-    # only where they are asked for: a load_pair of --code_path need not know them
-    further = {name: value for name in ("draft_vocab", "compile", "overlap", "trace") if (value := getattr(args, name))}
+    # these only if they are given: the load_pair of a --code_path file may not have them
+    optional = ("draft_vocab", "compile", "overlap", "trace", "profile")
     return {
         "target": args.target_model,
         "drafter": args.drafter_model,
         **{name: getattr(args, name) for name in names},
         "draft": draft_config(args),
-        **further,
-        **profile_argument(args),
+        **{name: value for name in optional if (value := getattr(args, name, None))},
     }
 
 
 def is_main_rank(args: argparse.Namespace) -> bool:
-    """Whether this process runs the program. With --target_device ranks the first rank of torchrun does; the others
-    only load their part of the pair, which lets them help until the first is done."""
+    """Return True if this process runs the script.
+
+    With --target_device ranks only rank 0 of torchrun does. The other ranks load their part of the pair and compute
+    for it until rank 0 has finished.
+    """
     return not on_ranks(args) or os.environ.get("RANK", "0") == "0"
 
 
 def on_ranks(args: argparse.Namespace) -> bool:
-    """Whether the target runs on all ranks of torchrun."""
+    """Return True if the flags ask for a target on all ranks of torchrun."""
     return (args.target_device or args.device) == RANKS
 
 
@@ -210,7 +251,7 @@ def run_main(function: Callable[..., int | None], *args: Any) -> int:
     """Run a script's work and return its exit code: 0, or what `function` returns.
 
     A user's mistake (ValueError) is one line on stderr and 2, a failing disk or network (OSError) one line and 1,
-    Ctrl-C is 130, and a reader that went away (as in `| head`) is a quiet 1.
+    Ctrl-C is 130, and a reader that has closed the pipe (as in `| head`) is 1 without a message.
     """
     try:
         code = function(*args) or 0
@@ -219,18 +260,18 @@ def run_main(function: Callable[..., int | None], *args: Any) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit, which would complain again.
+        # The interpreter flushes stdout again at exit, which would print another error.
         with contextlib.suppress(OSError, ValueError):
             stdout = sys.stdout.fileno()
             os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
         return 1
     except Exception as error:
-        if not isinstance(error, (ValueError, OSError, MemoryError)) and not _out_of_memory(error):
+        if not isinstance(error, (ValueError, OSError, MemoryError)) and not _is_out_of_memory(error):
             raise
         print(f"error: {one_line(error) or 'out of memory'}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 
-def _out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # not imported for this: --help does without
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # not imported here: --help works without torch
     return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pdevis.util.validation import check_flag, check_integer, check_number, check_one_of
+from pdevis.util.validation import check_bool, check_integer, check_number, check_one_of
 
 AUTO, RANKS = "auto", "ranks"  # ranks, as a device: the processes that torchrun has started
 MODES = (AUTO, "exact", "skip", "parallel")
 CHECKS = ("inline", "planned")
+METHODS = ("speculative", "target", "drafter")  # of decoding a text: with both models, or with one of them
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class DraftConfig:
         check_one_of("mode", self.mode, MODES)
         check_one_of("check", self.check, CHECKS)
         check_number("threshold", self.threshold)
-        check_integer("window", self.window, 1)
+        check_integer("window", self.window, minimum=1)
         for name in ("attention_window", "mlp_window"):
             if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 1)
-        check_integer("keep_first", self.keep_first, 0)
-        check_integer("keep_last", self.keep_last, 0)
-        check_flag("calibrate", self.calibrate)
+                check_integer(name, getattr(self, name), minimum=1)
+        check_integer("keep_first", self.keep_first, minimum=0)
+        check_integer("keep_last", self.keep_last, minimum=0)
+        check_bool("calibrate", self.calibrate)
         if self.check == "planned" and not self.calibrate and self.mode in ("skip", "parallel"):
             raise ValueError(
                 "check = 'planned' with calibrate = False: must be 'inline', since plans come from calibration passes"
@@ -95,22 +96,22 @@ class DecodeConfig:
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("max_new_tokens", self.max_new_tokens, 0)
+        check_integer("max_new_tokens", self.max_new_tokens, minimum=0)
         if self.gamma != AUTO:
-            check_integer("gamma", self.gamma, 1, f" or {AUTO!r}")
-        check_number("temperature", self.temperature, least=0)
+            check_integer("gamma", self.gamma, minimum=1, alternative=AUTO)
+        check_number("temperature", self.temperature, minimum=0)
         if 0 < self.temperature < 1e-6:  # divided by less, logits overflow
             raise ValueError(f"temperature = {self.temperature!r}: must be 0 (greedy) or >= 1e-06")
-        check_integer("top_k", self.top_k, 0)
-        check_number("top_p", self.top_p, least=1e-6, most=1)
+        check_integer("top_k", self.top_k, minimum=0)
+        check_number("top_p", self.top_p, minimum=1e-6, maximum=1)
         if self.seed is not None:
-            check_integer("seed", self.seed, 0)
-            check_number("seed", self.seed, most=2**62)
+            check_integer("seed", self.seed, minimum=0)
+            check_number("seed", self.seed, maximum=2**62)
         if self.eos_ids is not None and not isinstance(self.eos_ids, Iterable):
             raise ValueError(f"eos_ids = {self.eos_ids!r}: must be a tuple of ids")
         for token in self.eos_ids or ():
-            check_integer("eos_ids", token, 0)
-        check_flag("overlap", self.overlap)
+            check_integer("eos_ids", token, minimum=0)
+        check_bool("overlap", self.overlap)
 
     @property
     def greedy(self) -> bool:

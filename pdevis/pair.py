@@ -14,7 +14,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.config import METHODS, DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
@@ -32,10 +32,8 @@ from pdevis.parallel.remote import RemoteDrafter, RemoteModel, start_drafter
 from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
 from pdevis.parallel.worker_pool import WorkerPool
 from pdevis.profile import Profile, read_profile
-from pdevis.text import Prompt, Stream, check_ids, encode_prompt
+from pdevis.text import GenerationStream, Prompt, check_ids, encode_prompt
 from pdevis.trace import Tracer
-
-METHODS = ("speculative", "target", "drafter")
 
 
 class SpeculativePair:
@@ -76,7 +74,7 @@ class SpeculativePair:
         self.labels = labels or {}
         self.profile = profile
         self.tracer = tracer
-        self._running: Stream | None = None
+        self._running: GenerationStream | None = None
         self._autos: dict[DraftConfig, AutoGamma] = {}
         self.configure(draft or DraftConfig())
 
@@ -141,7 +139,9 @@ class SpeculativePair:
         """
         return encode_prompt(self.tokenizer, prompt, chat, self.labels.get("target", "the target"))
 
-    def stream(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Stream:
+    def stream(
+        self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative"
+    ) -> GenerationStream:
         """Decode a prompt; iterating the result yields a `TokenEvent` per confirmed token.
 
         Args:
@@ -168,7 +168,7 @@ class SpeculativePair:
             events = self._speculative(ids, config, stats)
         else:
             events = autoregressive(Verifier(model), ids, config=config, stats=stats)
-        self._running = Stream(events, stats, self.tokenizer)
+        self._running = GenerationStream(events, stats, self.tokenizer)
         return self._running
 
     def _speculative(self, ids: list[int], config: DecodeConfig, stats: DecodeStats) -> Iterator[TokenEvent]:

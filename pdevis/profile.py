@@ -1,12 +1,12 @@
-"""What `python -m pdevis.tune` has found out about a pair of models on a machine, as a JSON file for `--profile`.
+"""Settings that `python -m pdevis.tune` found for a pair of models on a machine, as a JSON file for `--profile`.
 
     {"format": "pdevis profile", "version": 1, "made": …,
      "settings": {"target_model", "drafter_model", "device", …, "threads", "gamma", "draft": {fields of DraftConfig}},
-     "pair": {what "auto" became: devices and weight formats}, "machine": {"cpu", "cores", …},
+     "pair": {models, and the devices and formats in use for "auto"}, "machine": {"cpu", "cores", …},
      "costs": {"draft_seconds", "verify_seconds": {"1": …}, "acceptance": […]}, …}
 
-`settings` are what the flags become that the user does not give; `costs` are what γ = auto begins with. Further keys
-are the evidence, which nothing reads back. Importing this needs no torch.
+`settings` are the defaults of flags that the user does not give; `costs` are the first estimates of γ = auto. Further
+keys are the measurements behind them, which nothing reads back. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import RoundCosts
 
 FORMAT, VERSION = "pdevis profile", 1
-LARGEST = 1 << 24  # bytes: anything larger is another kind of file
-DEVICES = ("device", "target_device", "draft_device")
-MODELS = ("target_model", "drafter_model", *DEVICES, "target_precision", "draft_precision")  # flags
-LABELS = ("target", "drafter", "target_device", "draft_device", "target_precision", "draft_precision")
-COMPARED = ("cpu", "cores")  # of the machine
+MAX_BYTES = 1 << 24  # a larger file is no profile
+DEVICE_FLAGS = ("device", "target_device", "draft_device")
+MODEL_FLAGS = ("target_model", "drafter_model", *DEVICE_FLAGS, "target_precision", "draft_precision")
+PAIR_LABELS = ("target", "drafter", "target_device", "draft_device", "target_precision", "draft_precision")
+MACHINE_FACTS = ("cpu", "cores")  # those that are compared
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Profile:
     """Settings tuned for a pair and a machine.
 
     Args:
-        name: of the file, as it is shown.
-        models: the flags that named models, devices and formats (`MODELS`), as they were given; None: not given.
-        draft: the drafting rule, its mode resolved.
+        name: name of the file.
+        models: values of the flags for models, devices and formats (`MODEL_FLAGS`); None: the flag was not given.
+        draft: drafting rule, with its mode resolved.
         gamma: draft tokens per round, or "auto".
-        threads: of torch on the CPU; None: its own choice.
-        costs: of a round under `draft`.
-        pair: labels of the tuned pair (`LABELS`): what "auto" became.
-        machine: as `this_machine` says.
+        threads: of torch on the CPU; None: torch's default.
+        costs: of a round with the settings `draft`.
+        pair: labels of the tuned pair (`PAIR_LABELS`), with "auto" resolved.
+        machine: as `this_machine` returns it.
     """
 
     name: str
@@ -55,39 +55,43 @@ class Profile:
     machine: Mapping[str, Any]
 
     def flags(self) -> dict[str, Any]:
-        """What flags become that the user does not give, by their destinations."""
+        """Return the values of flags that the user does not give, by their destinations."""
         draft = asdict(self.draft)
         given = {name: value for name, value in self.models.items() if value is not None}
         return given | {"draft_mode": draft.pop("mode")} | draft | {"gamma": self.gamma}
 
     def differences(self, used: Mapping[str, str | None]) -> list[str]:
-        """Where the pair in use and this machine are not those that were tuned, each as "name X, here Y".
+        """Compare the tuned pair and machine with those in use. Returns each difference as "name X, here Y".
 
         Args:
-            used: some of `LABELS`; what is None or "auto" is not known yet and not compared.
+            used: some of `PAIR_LABELS`; None and "auto" are not known yet and not compared.
         """
-        found = []
-        for name in LABELS:
-            here = used.get(name)
-            if here not in (None, "auto") and _comparable(name, here) != _comparable(name, self.pair[name]):
-                found.append(f"{name} {self.pair[name]}, here {here}")
+        differences = []
+        for name in PAIR_LABELS:
+            value = used.get(name)
+            if value not in (None, "auto") and _comparable(name, value) != _comparable(name, self.pair[name]):
+                differences.append(f"{name} {self.pair[name]}, here {value}")
         machine = this_machine()
-        found += [f"{name} {self.machine[name]}, here {machine[name]}" for name in COMPARED if self._moved(name)]
-        return found
+        differences += [
+            f"{name} {self.machine[name]}, here {machine[name]}"
+            for name in MACHINE_FACTS
+            if self.machine[name] != machine[name]
+        ]
+        return differences
 
     def costs_for(self, draft: DraftConfig, labels: Mapping[str, str]) -> RoundCosts | None:
-        """What a round costs under a drafting rule, its mode resolved; None where that has not been measured."""
+        """Return the costs of a round with a drafting rule, its mode resolved; None if they were not measured."""
         return self.costs if draft == self.draft and not self.differences(labels) else None
 
     def describe(self, labels: Mapping[str, str]) -> dict[str, Any]:
-        """What `SpeculativePair.describe` says of a profile, ready for JSON."""
-        differing = [each.partition(" ")[0] for each in self.differences(labels)]
-        note = f" (made with another {', '.join(differing)})" if differing else ""
+        """Return the profile's part of `SpeculativePair.describe`, ready for JSON."""
+        names = [difference.partition(" ")[0] for difference in self.differences(labels)]
+        note = f" (made with another {', '.join(names)})" if names else ""
         return {"profile": self.name + note, "threads": self.usable_threads}
 
     @property
     def usable_threads(self) -> int | None:
-        """The thread count, within what this machine has."""
+        """The thread count, limited to the cores of this machine."""
         return None if self.threads is None else min(self.threads, this_machine()["cores"])
 
     def use_threads(self) -> None:
@@ -97,12 +101,9 @@ class Profile:
 
             torch.set_num_threads(self.usable_threads)
 
-    def _moved(self, name: str) -> bool:
-        return self.machine[name] != this_machine()[name]
-
 
 def this_machine() -> dict[str, Any]:
-    """{"cpu": its name, "cores": those that this process may use}."""
+    """Return {"cpu": name of the CPU, "cores": number of cores that this process may use}."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -113,7 +114,12 @@ def this_machine() -> dict[str, Any]:
 
 
 def encode_profile(profile: Profile, made: str, evidence: Mapping[str, Any]) -> bytes:
-    """The file's text. `made` is the time; `evidence` is added behind what is read back."""
+    """Return the content of a profile file.
+
+    Args:
+        made: time of the measurements.
+        evidence: further keys, which are not read back.
+    """
     settings = {**profile.models, "threads": profile.threads, "gamma": profile.gamma, "draft": asdict(profile.draft)}
     content = {
         "format": FORMAT,
@@ -128,6 +134,7 @@ def encode_profile(profile: Profile, made: str, evidence: Mapping[str, Any]) -> 
 
 
 def encode_costs(costs: RoundCosts) -> dict[str, Any]:
+    """Return costs ready for JSON, whose keys are strings."""
     verify = {str(width): seconds for width, seconds in sorted(costs.verify_seconds.items())}
     return {
         "draft_seconds": costs.draft_seconds,
@@ -140,31 +147,31 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     """Read and check a profile.
 
     Raises:
-        ValueError: for a file that is missing, no profile, made by another version, or broken; in one line.
+        ValueError: the file is missing, no profile, of another version, or broken.
     """
     file = Path(path)
     try:
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"{file}: is no profile of pdevis")
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{file}: is not a pdevis profile")
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise ValueError(f"{file}: is no profile of pdevis, or broken: not JSON") from None
+        raise ValueError(f"{file}: is not a pdevis profile, or broken: not JSON") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{file}: is no profile of pdevis; python -m pdevis.tune makes one")
+        raise ValueError(f"{file}: is not a pdevis profile; python -m pdevis.tune makes one")
     if content.get("version") != VERSION:
-        found = f"{file}: has version {content.get('version')!r}, must be {VERSION}"
-        raise ValueError(f"{found}; python -m pdevis.tune makes a new one")
+        version = f"has version {content.get('version')!r}, must be {VERSION}"
+        raise ValueError(f"{file}: {version}; python -m pdevis.tune makes a new profile")
     try:
-        return _decode(file.name, content)
+        return _decode_profile(file.name, content)
     except KeyError as error:
         raise ValueError(f"{file}: broken profile: {error.args[0]} is missing") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: broken profile: {error}") from None
 
 
-def _decode(name: str, content: dict[str, Any]) -> Profile:
+def _decode_profile(name: str, content: dict[str, Any]) -> Profile:
     settings = dict(content["settings"])
     draft = DraftConfig(**settings.pop("draft"))
     if draft.mode == "auto":
@@ -173,36 +180,46 @@ def _decode(name: str, content: dict[str, Any]) -> Profile:
     DecodeConfig(gamma=gamma)
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ValueError(f"threads = {threads!r}: must be null or an integer >= 1")
-    unknown = sorted(settings.keys() - set(MODELS))
+    unknown = sorted(settings.keys() - set(MODEL_FLAGS))
     if unknown:
         raise ValueError(f"unknown setting {unknown[0]}")
-    models = {flag: settings[flag] for flag in MODELS}
+    models = {flag: settings[flag] for flag in MODEL_FLAGS}
     for flag, value in models.items():
-        if not isinstance(value, str) and not (value is None and flag in DEVICES):
+        if not isinstance(value, str) and not (value is None and flag in DEVICE_FLAGS):
             raise ValueError(f"{flag} = {value!r}: must be a string")
-    pair = {label: str(content["pair"][label]) for label in LABELS}
-    machine = {**content["machine"], **{fact: content["machine"][fact] for fact in COMPARED}}
-    return Profile(name, models, draft, gamma, threads, _decode_costs(content["costs"]), pair, machine)
+    pair = {label: str(content["pair"][label]) for label in PAIR_LABELS}
+    machine = {**content["machine"], **{fact: content["machine"][fact] for fact in MACHINE_FACTS}}
+    return Profile(
+        name=name,
+        models=models,
+        draft=draft,
+        gamma=gamma,
+        threads=threads,
+        costs=_decode_costs(content["costs"]),
+        pair=pair,
+        machine=machine,
+    )
 
 
 def _decode_costs(costs: dict[str, Any]) -> RoundCosts:
-    verify = {int(width): _above_zero("verify_seconds", value) for width, value in costs["verify_seconds"].items()}
-    acceptance = [float(share) for share in costs["acceptance"]]
+    verify = {int(width): _positive_number("verify_seconds", value) for width, value in costs["verify_seconds"].items()}
+    acceptance = [float(rate) for rate in costs["acceptance"]]
     if not verify or min(verify) < 1:
-        raise ValueError("verify_seconds: must hold seconds by tokens, 1 or more")
-    if not acceptance or not all(0 <= share <= 1 for share in acceptance):
-        raise ValueError("acceptance: must be numbers from 0 to 1, at least one")
-    return RoundCosts(_above_zero("draft_seconds", costs["draft_seconds"]), verify, acceptance)
+        raise ValueError("verify_seconds: must map numbers of tokens >= 1 to seconds")
+    if not acceptance or not all(0 <= rate <= 1 for rate in acceptance):
+        raise ValueError("acceptance: must be a list of one or more numbers from 0 to 1")
+    draft_seconds = _positive_number("draft_seconds", costs["draft_seconds"])
+    return RoundCosts(draft_seconds, verify_seconds=verify, acceptance=acceptance)
 
 
-def _above_zero(name: str, value: Any) -> float:
+def _positive_number(name: str, value: Any) -> float:
     if not 0 < float(value) < float("inf"):
-        raise ValueError(f"{name} = {value!r}: must be above 0")
+        raise ValueError(f"{name} = {value!r}: must be a number > 0")
     return float(value)
 
 
 def _comparable(label: str, text: str) -> str:
-    """Any device of a kind will do; a local model may be named by several paths."""
+    """Return what is compared of a label: the type of a device, the resolved path of a local model."""
     if label.endswith("device"):
         return text.partition(":")[0]
     path = Path(text).expanduser()

@@ -24,7 +24,7 @@ from typing import Any
 
 from pdevis.config import DecodeConfig
 from pdevis.generation import Round
-from pdevis.util.validation import check_flag, check_integer, check_number
+from pdevis.util.validation import check_bool, check_integer, check_number
 
 KIND, VERSION = "pdevis-trace", 1
 BAND = 16  # layers that the band reaches back; no group is longer
@@ -62,8 +62,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name in ("attention", "mlp", "head"):
-            check_integer(name, getattr(self, name), 0)
-        check_integer("attention + mlp", self.attention + self.mlp, 1)
+            check_integer(name, getattr(self, name), minimum=0)
+        check_integer("attention + mlp", self.attention + self.mlp, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class ExactPass:
     similarities: Band
 
     def __post_init__(self) -> None:
-        check_integer("step", self.step, 0)
-        check_integer("tokens", self.tokens, 1)
+        check_integer("step", self.step, minimum=0)
+        check_integer("tokens", self.tokens, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,16 @@ class TracedRound:
 
     def __post_init__(self) -> None:
         for name in ("drafted", "accepted", "steps", "depth"):
-            check_integer(name, getattr(self, name), 0)
+            check_integer(name, getattr(self, name), minimum=0)
         if self.accepted > self.drafted:
             raise ValueError(f"accepted = {self.accepted}: must be <= {self.drafted}, the tokens drafted")
         if self.drafted > self.steps:
             raise ValueError(f"steps = {self.steps}: must be >= {self.drafted}, the tokens drafted")
         for name in ("draft_seconds", "verify_seconds"):
-            check_number(name, getattr(self, name), 0)
+            check_number(name, getattr(self, name), minimum=0)
         for name in ("ahead", "guessed"):
             if getattr(self, name) is not None:
-                check_flag(name, getattr(self, name))
+                check_bool(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class TracedGeneration:
     rounds: tuple[TracedRound, ...] = ()
 
     def __post_init__(self) -> None:
-        check_integer("number", self.number, 0)
-        check_integer("prompt_tokens", self.prompt_tokens, 0)
+        check_integer("number", self.number, minimum=0)
+        check_integer("prompt_tokens", self.prompt_tokens, minimum=0)
         DecodeConfig(gamma=self.gamma, temperature=self.temperature, overlap=self.overlap)
 
 

@@ -1,4 +1,4 @@
-"""The shared flags: spellings, mistakes, and what they become."""
+"""The shared flags: spellings, mistakes, and their conversion to settings."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def make_parser(**devices: str) -> Parser:
     return parser
 
 
-def mistake(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The line on stderr of a command line that must be refused."""
+def error_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Return the line on stderr of a command line that must be refused."""
     with pytest.raises(SystemExit) as leaving:
         make_parser().parse_args(argv)
     streams = capsys.readouterr()
@@ -41,17 +41,17 @@ def test_defaults_are_the_dataclasses_defaults() -> None:
     args = make_parser().parse_args([])
     assert draft_config(args) == DraftConfig()
     assert decode_config(args) == DecodeConfig()
-    wanted = pair_arguments(args)
-    assert (wanted["target"], wanted["drafter"]) == ("smollm2-135m", "self")
-    assert set(wanted) == {
+    arguments = pair_arguments(args)
+    assert (arguments["target"], arguments["drafter"]) == ("smollm2-135m", "self")
+    assert set(arguments) == {
         *("target", "drafter", "device", "target_device", "draft_device"),
         *("target_precision", "draft_precision", "draft"),
     }
 
 
 def test_a_target_alone_drafts_for_itself() -> None:
-    wanted = pair_arguments(make_parser().parse_args(["--target_model", "qwen-8b"]))
-    assert (wanted["target"], wanted["drafter"]) == ("qwen-8b", "self")
+    arguments = pair_arguments(make_parser().parse_args(["--target_model", "qwen-8b"]))
+    assert (arguments["target"], arguments["drafter"]) == ("qwen-8b", "self")
 
 
 FLAGS = {
@@ -112,12 +112,12 @@ def test_no_calibrate_in_both_spellings_and_values_with_dashes() -> None:
 
 def test_device_flags_are_named_by_the_script() -> None:
     parser = make_parser(target_device="--device_target", draft_device="--device_drafter")
-    wanted = pair_arguments(parser.parse_args(["--device-target", "cuda:1", "--device_drafter", "cuda:0"]))
-    assert (wanted["target_device"], wanted["draft_device"]) == ("cuda:1", "cuda:0")
+    arguments = pair_arguments(parser.parse_args(["--device-target", "cuda:1", "--device_drafter", "cuda:0"]))
+    assert (arguments["target_device"], arguments["draft_device"]) == ("cuda:1", "cuda:0")
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "parts"),
     [
         (["--gamma", "0"], ["--gamma", "0", ">= 1"]),
         (["--gamma", "two"], ["--gamma", "'two'", "integer >= 1"]),
@@ -142,10 +142,10 @@ def test_device_flags_are_named_by_the_script() -> None:
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(
-    capsys: pytest.CaptureFixture[str], argv: list[str], said: list[str]
+    capsys: pytest.CaptureFixture[str], argv: list[str], parts: list[str]
 ) -> None:
-    text = mistake(capsys, *argv)
-    for part in said:
+    text = error_line(capsys, *argv)
+    for part in parts:
         assert part in text
 
 

@@ -31,7 +31,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def test_what_is_written_is_read_back(file):
+def test_a_written_profile_is_read_back(file):
     assert read_profile(file) == make_profile()
     content = json.loads(file.read_text())
     assert content["settings"]["draft"]["mode"] == "skip"
@@ -42,9 +42,9 @@ def test_what_is_written_is_read_back(file):
 
 def test_a_profile_becomes_the_defaults_and_an_explicit_flag_wins(file, capsys):
     args = make_parser().parse_args(["--profile", str(file)])
-    wanted = pair_arguments(args)
-    assert (wanted["target"], wanted["drafter"], wanted["device"]) == ("big", "small", "cpu")
-    assert (wanted["draft"], wanted["draft_precision"], wanted["profile"]) == (SKIP, "float64", str(file))
+    arguments = pair_arguments(args)
+    assert (arguments["target"], arguments["drafter"], arguments["device"]) == ("big", "small", "cpu")
+    assert (arguments["draft"], arguments["draft_precision"], arguments["profile"]) == (SKIP, "float64", str(file))
     assert decode_config(args).gamma == 7
     argv = ["--gamma", "4", "--threshold=0.9", "--draft-mode", "exact", "--profile", str(file), "--keep_first", "2"]
     args = make_parser().parse_args(argv)
@@ -59,7 +59,7 @@ def test_without_a_profile_nothing_changes():
     assert decode_config(args) == DecodeConfig()
 
 
-def test_a_device_flag_beats_all_device_flags_of_the_profile(tmp_path):
+def test_a_device_flag_overrides_all_device_flags_of_the_profile(tmp_path):
     models = make_profile().models | {"target_device": "cuda:1"}
     file = save(make_profile(models=models), tmp_path / "p.json")
     assert make_parser().parse_args(["--profile", str(file)]).target_device == "cuda:1"
@@ -67,7 +67,7 @@ def test_a_device_flag_beats_all_device_flags_of_the_profile(tmp_path):
     assert (args.device, args.target_device) == ("cpu", None)
 
 
-def test_a_profile_for_something_else_is_one_line_on_stderr(file, tmp_path, capsys):
+def test_a_profile_for_another_pair_or_machine_is_a_note_on_stderr(file, tmp_path, capsys):
     make_parser().parse_args(["--profile", str(file), "--target_model", "other", "--draft_precision", "int8"])
     text = capsys.readouterr().err
     assert text.count("\n") == 1
@@ -77,7 +77,7 @@ def test_a_profile_for_something_else_is_one_line_on_stderr(file, tmp_path, caps
     assert "cpu Z80, here" in capsys.readouterr().err
 
 
-def test_the_same_folder_by_another_path_is_no_difference(tmp_path, monkeypatch):
+def test_two_paths_of_one_folder_are_no_difference(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
     profile = make_profile(target=str(tmp_path / "model"))
@@ -85,7 +85,8 @@ def test_the_same_folder_by_another_path_is_no_difference(tmp_path, monkeypatch)
     assert profile.differences({"target": "elsewhere"}) != []
 
 
-def broken(file: Path, change: str) -> None:
+def break_profile(file: Path, change: str) -> None:
+    """Make a profile unusable in one way."""
     content = json.loads(file.read_text())
     if change == "format":
         del content["format"]
@@ -110,15 +111,15 @@ def broken(file: Path, change: str) -> None:
     elif change == "pair":
         content["pair"] = []
     text = json.dumps(content)
-    file.write_text(text[:-20] if change == "cut" else "[]" if change == "list" else text)
+    file.write_text(text[:-20] if change == "truncated" else "[]" if change == "list" else text)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ("format", "is no profile of pdevis"),
-        ("list", "is no profile of pdevis"),
-        ("cut", "not JSON"),
+        ("format", "is not a pdevis profile"),
+        ("list", "is not a pdevis profile"),
+        ("truncated", "not JSON"),
         ("version", "has version 2, must be 1"),
         ("mode", "mode = 'fast': must be one of"),
         ("field", "speed"),
@@ -126,20 +127,20 @@ def broken(file: Path, change: str) -> None:
         ("threads", "threads = 0"),
         ("setting", "unknown setting lengths"),
         ("costs", "acceptance is missing"),
-        ("seconds", "draft_seconds = -1: must be above 0"),
+        ("seconds", "draft_seconds = -1: must be a number > 0"),
         ("models", "target_model = None"),
         ("pair", "broken profile"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_line_and_code_2(file, capsys, change, said):
-    broken(file, change)
+def test_an_unusable_file_is_one_line_and_exit_code_2(file, capsys, change, message):
+    break_profile(file, change)
     with pytest.raises(SystemExit) as leaving:
         make_parser().parse_args(["--profile", str(file)])
     text = capsys.readouterr().err
     assert leaving.value.code == 2
     assert text.count("\n") == 1
     assert text.startswith("error: --profile")
-    assert said in text
+    assert message in text
 
 
 @pytest.mark.parametrize("name", ["none.json", "."])
@@ -158,21 +159,20 @@ def test_every_script_takes_a_profile(file, script):
     assert pair_arguments(args)["profile"] == str(file)
 
 
-def test_flags_that_a_script_hides_are_left_alone(file):
+def test_flags_that_a_script_hides_keep_their_values(file):
     parser = runpy.run_path(str(ROOT / "evaluation/ablation/evaluate_ablation.py"))["build_parser"]()
     args = parser.parse_args(["--profile", str(file)])
     assert (args.draft_mode, args.gamma, args.keep_first) == (None, None, 1)
 
 
-def test_scripts_are_complete():
-    """Whoever takes a drafter's flags takes --profile: it comes with the models' flags."""
+def test_all_scripts_with_drafting_flags_take_a_profile():
     for path in [ROOT / "appInference.py", *ROOT.glob("evaluation/*/*.py")]:
         parser = runpy.run_path(str(path))["build_parser"]()
         dests = {action.dest for action in parser._actions}
         assert ("profile" in dests) == ("draft_mode" in dests), path
 
 
-def test_namespaces_made_by_hand_need_no_profile():
+def test_a_namespace_without_profile_has_no_profile_argument():
     args = argparse.Namespace(**vars(make_parser().parse_args([])))
     del args.profile
     assert "profile" not in pair_arguments(args)

@@ -1,4 +1,4 @@
-"""What a pair makes of a profile: its rule, its costs, its threads, and when it takes none of them."""
+"""A pair loaded with a profile: its rule, its costs, its threads, and when they are not used."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def loaded(folder: str, profile: Profile, **changes: Any) -> Any:
     return pair
 
 
-def test_a_pair_begins_with_the_profiles_rule_and_costs(folder):
+def test_a_pair_starts_with_the_rule_and_costs_of_the_profile(folder):
     pair = loaded(folder, make_profile(folder, folder))
     assert (pair.draft, pair.mode) == (SKIP, "skip")
     assert pair._auto.known == COSTS
     described = json.loads(json.dumps(pair.describe()))
     assert (described["profile"], described["threads"]) == ("tuned.json", 1)
-    assert render.banner(described).endswith("profile tuned.json, 1 threads")
+    assert render.format_banner(described).endswith("profile tuned.json, 1 threads")
     pair.configure(replace(SKIP, threshold=0.5))
     assert pair._auto.known is None, "measured under another rule"
     pair.configure(replace(SKIP, mode="auto"))
@@ -56,7 +56,7 @@ def test_costs_of_other_models_formats_or_machines_are_not_used(folder):
     assert "another cpu" in pair.describe()["profile"]
 
 
-def test_mode_auto_falls_back_where_the_drafter_hides_its_sublayers(tiny_folder):
+def test_mode_auto_is_exact_if_the_drafter_gives_no_access_to_sublayers(tiny_folder):
     pair = load_pair(
         str(tiny_folder("qwen3_moe")),
         device="cpu",
@@ -66,15 +66,15 @@ def test_mode_auto_falls_back_where_the_drafter_hides_its_sublayers(tiny_folder)
     assert pair.mode == "exact"
 
 
-def test_more_threads_than_there_are_cores():
+def test_threads_are_limited_to_the_cores():
     assert make_profile(threads=10**6).usable_threads == this_machine()["cores"]
 
 
-def test_a_file_is_as_good_as_a_profile(folder, tmp_path):
+def test_load_pair_takes_the_file_of_a_profile(folder, tmp_path):
     path = save(make_profile(folder, folder, threads=None), tmp_path / "p.json")
     pair = load_pair(folder, folder, device="cpu", profile=path, target_precision="float64", draft_precision="float64")
     assert pair.mode == "skip"
     assert pair._auto.choose(MAX_GAMMA) == MAX_GAMMA, "the costs are known from the first round on"
     path.write_text("{}")
-    with pytest.raises(ValueError, match="no profile"):
+    with pytest.raises(ValueError, match="not a pdevis profile"):
         load_pair(folder, profile=path)

@@ -1,29 +1,32 @@
-"""One conversation with a pair of models: its memory, its settings, and what its answers cost.
+"""One conversation with a pair of models: its memory, its settings, and the statistics of its answers.
 
-A session knows neither terminal nor commands. It asks the pair for tokens, shows them as they are confirmed, and keeps
-the turns. A turn that fails leaves no trace in the memory; one that is stopped keeps what was confirmed until then.
+A session knows neither terminal nor commands: it yields events, and the caller shows them. A turn that fails leaves no
+trace in the memory; one that is stopped keeps the tokens confirmed until then.
+
+    session = ChatSession(load_pair("smollm2-135m"), DecodeConfig())
+    for event in session.answer("Why is the sky blue?"):
+        if isinstance(event, TokenWritten):
+            print(event.token.text, end="", flush=True)
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from pdevis.chat import render
-from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.generation import DecodeStats, TokenEvent, sum_stats
+from pdevis.config import METHODS, DecodeConfig, DraftConfig
+from pdevis.generation import DecodeStats, Generation, TokenEvent
+from pdevis.text import PromptTooLongError
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
 
-METHODS = ("speculative", "target", "drafter")  # in the order in which they answer, and in which memory prefers them
-
 
 @dataclass
 class Answer:
-    """What one decoder wrote."""
+    """An answer of one decoder, which grows while it is written."""
 
     method: str
     ids: list[int] = field(default_factory=list)
@@ -32,15 +35,16 @@ class Answer:
     sources: dict[str, int] = field(default_factory=lambda: {"draft": 0, "target": 0})  # tokens written by each
     interrupted: bool = False
 
-    def add(self, event: TokenEvent) -> None:
-        self.ids.append(event.id)
-        self.text += event.text
-        self.sources[event.source] += 1
+    def add(self, token: TokenEvent) -> None:
+        """Append a confirmed token."""
+        self.ids.append(token.id)
+        self.text += token.text
+        self.sources[token.source] += 1
 
 
 @dataclass
 class Turn:
-    """A user's text with its answers, in the order of `METHODS`. `chat`: through the chat template."""
+    """A user's message with its answers, in the order of `METHODS`. `chat`: put into the chat template."""
 
     user: str
     answers: list[Answer]
@@ -48,136 +52,180 @@ class Turn:
 
     @property
     def kept(self) -> Answer:
-        """The answer that the conversation goes on from."""
+        """The answer that the conversation continues from."""
         return self.answers[0]
 
 
+@dataclass(frozen=True)
+class AnswerStarted:
+    """A decoder begins an answer."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class TokenWritten:
+    """A confirmed token has been added to the answer."""
+
+    answer: Answer
+    token: TokenEvent
+
+
+@dataclass(frozen=True)
+class DrafterFailed:
+    """The drafter's processes failed. The answer starts again, with the drafter in this process."""
+
+    answer: Answer
+    error: ConnectionError
+
+
+@dataclass(frozen=True)
+class AnswerFinished:
+    """The answer is complete, or Ctrl-C has ended it."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class TurnFinished:
+    """All decoders have answered. `greedy`: without sampling, so that their tokens can be compared."""
+
+    answers: list[Answer]
+    greedy: bool
+
+
+ChatEvent = AnswerStarted | TokenWritten | DrafterFailed | AnswerFinished | TurnFinished
+
+
 class ChatSession:
-    """A conversation. `console` shows it; `chat=False` continues each line as raw text, without memory.
+    """A conversation with a pair.
 
     Args:
-        pair: what `load_pair` returned.
-        decode: the settings of each answer (prefixes are reused whatever it says).
+        pair: the pair, as `load_pair` returns it.
+        decode: settings of each answer; the caches are always reused for the shared prefix.
+        chat: False continues each message as raw text, without memory.
     """
 
-    def __init__(self, pair: SpeculativePair, console: Console, decode: DecodeConfig, chat: bool = True) -> None:
+    def __init__(self, pair: SpeculativePair, decode: DecodeConfig, chat: bool = True) -> None:
         self.pair = pair
-        self.console = console
         self.decode = replace(decode, reuse_prefix=True)
         self.chat = chat
-        self.methods: tuple[str, ...] = METHODS[:1]
+        self.methods: tuple[str, ...] = METHODS[:1]  # active decoders
         self.turns: list[Turn] = []
-        self.history: list[list[Answer]] = []  # the answers of every turn, forgotten ones included
+        self.history: list[list[Answer]] = []  # the answers of every turn, those before a reset included
         self.last_ids: list[int] | None = None  # the prompt of the last turn, with the memory before it
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The memory, as the chat template takes it. Raw continuations are no part of it."""
-        roles = []
+        """The memory, as the chat template takes it. Raw continuations are not part of it."""
+        messages = []
         for turn in self.turns:
             if turn.chat:
-                roles += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.kept.text}]
-        return roles
+                messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.kept.text}]
+        return messages
 
     def encode(self, text: str) -> list[int]:
-        """The prompt that `text` makes with the memory so far.
-
-        Raises:
-            ValueError: it does not fit the model's context; the message says what to do.
-        """
+        """Return the prompt ids of a message, with the memory before it. Raises ValueError if it has none."""
         prompt = [*self.messages, {"role": "user", "content": text}] if self.chat else text
-        ids = self.pair.encode(prompt, chat=self.chat)
-        if len(ids) >= self.pair.context_length:
-            size = f"{len(ids)} tokens, and the models' context holds {self.pair.context_length}"
-            if self.chat and self.turns:
-                raise ValueError(
-                    f"the conversation has become too long: with this message {size}. The message was dropped; "
-                    "/save FILE keeps the conversation, /reset starts a new one"
-                )
-            raise ValueError(f"the prompt is too long: {size}; give a shorter one")
-        return ids
+        return self.pair.encode(prompt, chat=self.chat)
 
-    def answer(self, text: str) -> list[Answer]:
-        """Let every decoder that is on answer `text`; show the answers and what they cost.
+    def answer(self, text: str) -> Iterator[ChatEvent]:
+        """Let every active decoder answer a message, and remember the turn.
 
         Raises:
-            ValueError: the prompt cannot be answered; the memory is as before.
+            ValueError: the message cannot be answered; the memory stays as it was.
         """
         ids = self.encode(text)
         answers = []
         for method in self.methods:
-            if len(self.methods) > 1:
-                render.heading(self.console, method)
-            answer = self.write(method, ids)
+            answer = yield from self.write(method, ids)
             answers.append(answer)
-            render.line(self.console, render.summary(answer), "dim")
             if answer.interrupted:
                 break
-        if len(answers) > 1:
-            for comparison in render.comparison(answers, self.decode.greedy):
-                render.line(self.console, comparison, "dim")
         self.last_ids = ids
         self.history.append(answers)
         if answers[0].text or not answers[0].interrupted:
             self.turns.append(Turn(text, answers, self.chat))
-        return answers
+        yield TurnFinished(answers, self.decode.greedy)
 
-    def write(self, method: str, ids: list[int]) -> Answer:
-        """Show and return one decoder's answer to the prompt `ids`; Ctrl-C ends it early. The memory is not touched.
+    def write(self, method: str, ids: list[int]) -> Generator[ChatEvent, None, Answer]:
+        """Let one decoder answer the prompt `ids`, without remembering it. Ctrl-C ends the answer early.
 
-        Where the drafter's own processes fail, the drafter is loaded into this one, and the answer begins again.
+        If the drafter's processes fail, the drafter is loaded into this process, and the answer starts again.
+
+        Raises:
+            ValueError: the prompt does not fit into the context.
         """
-        answer, failed = Answer(method), None
-        mixed = method == "speculative"
+        answer, failure = Answer(method), None
         try:
-            stream = self.pair.stream(ids, self.decode, method=method)
+            with self._advice_on_length():
+                stream = self.pair.stream(ids, self.decode, method=method)
             answer.stats = stream.stats
-            try:
-                for event in stream:
-                    answer.add(event)
-                    render.token(self.console, event, mixed)
-            finally:
-                stream.close()
-                answer.stats = stream.stats
+            with closing(stream):
+                yield AnswerStarted(answer)
+                for token in stream:
+                    answer.add(token)
+                    yield TokenWritten(answer, token)
         except KeyboardInterrupt:
             answer.interrupted = True
         except ConnectionError as error:
-            failed = error
-        finally:
-            if answer.ids:
-                render.end_of_answer(self.console)
-        if failed:
-            render.error(self.console, failed)
-            render.line(self.console, "loading the drafter into this process; then once more", "dim")
+            failure = error
+        if failure:
+            yield DrafterFailed(answer, failure)
             self.pair.recover()
             self.decode = replace(self.decode, overlap=False)
-            return self.write(method, ids)
+            return (yield from self.write(method, ids))
+        yield AnswerFinished(answer)
         return answer
 
+    def generate(self, text: str) -> Generation:
+        """Return a speculative answer to a message, without remembering it. Errors as for `answer`."""
+        ids = self.encode(text)
+        with self._advice_on_length():
+            return self.pair.generate(ids, self.decode, method="speculative")
+
     def reset(self) -> None:
-        """Forget the conversation; the session's totals stay."""
+        """Forget the conversation; the session's statistics stay."""
         self.turns.clear()
         self.last_ids = None
         self.pair.reset()
 
-    def total(self, method: str, beside: str | None = None) -> DecodeStats | None:
-        """A decoder's answers of this session added up, only those of turns that `beside` answered too; None: none."""
+    def total(self, method: str, shared_with: str | None = None) -> DecodeStats | None:
+        """Return the summed statistics of a decoder's answers; None if there are none.
+
+        Args:
+            shared_with: another decoder; only turns that it answered too are counted.
+        """
         turns = [{answer.method: answer.stats for answer in answers} for answers in self.history]
-        parts = [turn[method] for turn in turns if method in turn and (beside is None or beside in turn)]
-        return sum_stats(parts) if parts else None
+        parts = [turn[method] for turn in turns if method in turn and (shared_with is None or shared_with in turn)]
+        return DecodeStats.sum(parts) if parts else None
 
     def set_decode(self, **changes: object) -> None:
-        """Change decoding settings. Raises ValueError, changing nothing, where a value is not allowed."""
+        """Change decoding settings. Raises ValueError, and changes nothing, if a value is not allowed."""
         self.decode = replace(self.decode, **changes)
 
     def set_draft(self, **changes: object) -> DraftConfig:
-        """Change drafting settings. Raises ValueError, changing nothing, where a value is not allowed."""
+        """Change drafting settings. Raises ValueError, and changes nothing, if a value is not allowed."""
         self.pair.configure(replace(self.pair.draft, **changes))
         return self.pair.draft
 
     def toggle(self, method: str) -> None:
-        """Turn a decoder on or off. Raises ValueError where none would be left."""
+        """Turn a decoder on or off. Raises ValueError if none would be left."""
         if self.methods == (method,):
             others = " or ".join(f"/{other}" for other in METHODS if other != method)
-            raise ValueError(f"/{method}: it is the only decoder that is on; turn on {others} first")
+            raise ValueError(f"/{method}: it is the only active decoder; turn on {others} first")
         self.methods = tuple(other for other in METHODS if (other in self.methods) != (other == method))
+
+    @contextmanager
+    def _advice_on_length(self) -> Iterator[None]:
+        """Rephrase the error of a prompt that is too long: say what the user can do."""
+        try:
+            yield
+        except PromptTooLongError as error:
+            size = f"{error.tokens} tokens, and the models' context holds {error.context_length}"
+            if self.chat and self.turns:
+                raise ValueError(
+                    f"the conversation has become too long: with this message {size}. The message was dropped; "
+                    "/save FILE keeps the conversation, /reset starts a new one"
+                ) from None
+            raise ValueError(f"the prompt is too long: {size}; give a shorter one") from None

@@ -17,10 +17,11 @@ from pdevis.lm_eval.adapter import register
 
 
 def run(words: Sequence[str]) -> None:
+    """Run lm_eval's command line with `--model pdevis` registered."""
     register()
     from lm_eval.__main__ import cli_evaluate
 
-    sys.argv = ["python -m pdevis.lm_eval", *words]  # lm_eval reads its flags from there
+    sys.argv = ["python -m pdevis.lm_eval", *words]  # lm_eval reads its flags from sys.argv
     cli_evaluate()
 
 

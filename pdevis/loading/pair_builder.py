@@ -61,7 +61,7 @@ class PairSpec:
         check_one_of("target_precision", self.target_precision, PRECISIONS)
         check_one_of("draft_precision", self.draft_precision, PRECISIONS)
         if self.draft_vocab is not None:
-            check_integer("draft_vocab", self.draft_vocab, 1)
+            check_integer("draft_vocab", self.draft_vocab, minimum=1)
         if self.draft_device == RANKS and (self.overlap or self.target_device != RANKS):
             raise ModelLoadError(f"draft_device = {RANKS!r}: needs target_device = {RANKS!r}, and no overlap")
 

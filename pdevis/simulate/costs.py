@@ -34,9 +34,9 @@ class Machine:
     cut: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("devices", self.devices, 1)
-        check_number("link_seconds", self.link_seconds, 0)
-        check_number("contention", self.contention, 1)
+        check_integer("devices", self.devices, minimum=1)
+        check_number("link_seconds", self.link_seconds, minimum=0)
+        check_number("contention", self.contention, minimum=1)
 
     def slowdown(self, busy: int) -> float:
         """The factor on what a device takes while `busy` of them work."""

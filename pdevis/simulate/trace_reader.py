@@ -140,7 +140,7 @@ def _header(name: str, content: Any) -> Trace:
     if content.get("version") != VERSION:
         raise ValueError(f"version = {content.get('version')!r}: must be {VERSION}; record the trace again")
     pair, layers = content["pair"], content["layers"]
-    check_integer("layers", layers, 1)
+    check_integer("layers", layers, minimum=1)
     rule = DraftConfig(**{key: pair[key] for key in RULE})
     if rule.mode == AUTO:
         raise ValueError("mode = 'auto': must be exact, skip or parallel")

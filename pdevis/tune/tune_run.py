@@ -17,7 +17,7 @@ from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.catalog import resolve
 from pdevis.models.stack import DecoderStack
 from pdevis.pair import SpeculativePair, load_pair
-from pdevis.profile import DEVICES, Profile, encode_profile, this_machine
+from pdevis.profile import DEVICE_FLAGS, Profile, encode_profile, this_machine
 from pdevis.tune.acceptance import DRAFTED, Rehearsal, divergences, rehearse
 from pdevis.tune.selection import Candidate, best, best_draft_length, best_threads, candidate, round_seconds, rules
 from pdevis.tune.timing import WIDTHS, Timed, forward_seconds, thread_counts, thread_seconds
@@ -80,7 +80,7 @@ def run_tune(args: argparse.Namespace) -> int:
 
 def tune_pair(args: argparse.Namespace, formats: tuple[str, str], say: Progress) -> tuple[Profile, Found]:
     """Load the models in these formats (target, drafter), measure and choose."""
-    asked = {name: getattr(args, name) for name in DEVICES}
+    asked = {name: getattr(args, name) for name in DEVICE_FLAGS}
     asked |= {"target_model": _lasting(args.target_model), "drafter_model": _lasting(args.drafter_model)}
     asked |= {"target_precision": formats[0], "draft_precision": formats[1]}
     options = {name: value for name, value in asked.items() if not name.endswith("_model")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -12,9 +13,9 @@ PIPE_COLUMNS = 200  # width of a table in a pipe or a file, which has no window 
 MISSING = "–"  # in tables, for a value that was not measured
 
 
-def make_console() -> Console:
-    """Return a console on stdout; without colours, and wide, if that is not a terminal."""
-    console = Console(highlight=False, markup=False, emoji=False)
+def make_console(file: TextIO | None = None) -> Console:
+    """Return a console on a file (None: stdout); without colours, and wide, if that is not a terminal."""
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
     return console

@@ -10,40 +10,43 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """PDEVIS_CACHE, else XDG_CACHE_HOME/pdevis, else ~/.cache/pdevis; it need not exist yet."""
+    """Return PDEVIS_CACHE, else XDG_CACHE_HOME/pdevis, else ~/.cache/pdevis. The folder may not exist yet."""
     if chosen := os.environ.get("PDEVIS_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdevis"
 
 
-def publish(made: Path, folder: Path, is_complete: Callable[[Path], bool]) -> None:
-    """Put a finished folder in its place in one step, unless another process was faster; a broken one gives way.
+def publish(finished: Path, folder: Path, is_complete: Callable[[Path], bool]) -> None:
+    """Rename a finished folder to `folder`, unless another process has published it already.
+
+    An incomplete `folder` is moved aside, into the work folder of `finished`.
 
     Args:
-        made: in a work folder on the same disk, which the caller removes.
+        finished: inside a work folder on the same disk, which the caller removes.
+        is_complete: True if a folder that already exists can be used.
     """
     try:
-        made.rename(folder)
+        finished.rename(folder)
     except OSError:
         if is_complete(folder):
             return
         if folder.exists():
-            folder.rename(made.with_name("broken"))
-        made.rename(folder)
+            folder.rename(finished.with_name("broken"))
+        finished.rename(folder)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: to a neighbour first, which then takes the file's place."""
-    path = path.resolve()  # a link stays a link
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a whole file or nothing: write to a temporary file, then rename it to `path`."""
+    path = path.resolve()  # writes to the target of a symbolic link, which stays a link
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with neighbour.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        neighbour.replace(path)
+        temporary.replace(path)
     finally:
-        neighbour.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def make_parent_folder(path: Path) -> bool:
@@ -84,7 +87,7 @@ def prepare_output_file(path: Path, *, flag: str = "--output", inputs: Iterable[
         raise ValueError(f"{flag} {path}: is a folder; name a file in it")
     if path.exists() and not path.is_file():
         raise ValueError(f"{flag} {path}: is not a regular file")
-    ancestor = next(each for each in path.parents if each.exists())
+    ancestor = next(parent for parent in path.parents if parent.exists())
     if not ancestor.is_dir():
         raise ValueError(f"{flag} {path}: {ancestor} is a file, not a folder")
     for other in inputs:

@@ -1,4 +1,4 @@
-"""The built-in prompts for timing and tuning."""
+"""Timing and tuning: the built-in prompts, and the order in which decoders are measured on them."""
 
 from __future__ import annotations
 
@@ -19,3 +19,14 @@ PROMPTS = (
     "Explain the difference between a list and a tuple in Python, with a small example of each.",
     "What are the main causes of the seasons on Earth?",
 )
+
+
+def measurement_order(count: int, number: int) -> list[int]:
+    """Return the order in which `count` alternatives are measured on prompt `number`, or in pass `number`.
+
+    It is reversed every second time and rotated by one every two, so that a machine that warms up or slows down favours
+    none of the alternatives.
+    """
+    shift = number // 2 % count
+    order = [*range(shift, count), *range(shift)]
+    return order if number % 2 == 0 else order[::-1]

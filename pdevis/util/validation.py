@@ -8,25 +8,33 @@ from numbers import Integral, Real
 
 
 def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
 
 
-def check_integer(name: str, value: object, least: int, otherwise: str = "") -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} = {value!r}: must be an integer >= {least}{otherwise}")
+def check_integer(name: str, value: object, minimum: int, alternative: str = "") -> None:
+    """Raise ValueError unless `value` is an integer >= `minimum`.
+
+    Args:
+        alternative: another allowed value, which the caller has ruled out already; only the message names it.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < minimum:
+        allowed = f"an integer >= {minimum}" + (f" or {alternative!r}" if alternative else "")
+        raise ValueError(f"{name} = {value!r}: must be {allowed}")
 
 
-def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not least <= value <= most:
-        bounds = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
-        raise ValueError(
-            f"{name} = {value!r}: must be a finite number" + (" " + " and ".join(bounds) if bounds else "")
-        )
+def check_number(name: str, value: object, minimum: float = -math.inf, maximum: float = math.inf) -> None:
+    """Raise ValueError unless `value` is a finite number between the bounds, which are allowed themselves."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not minimum <= value <= maximum:
+        bounds = [f">= {minimum:g}"] * (minimum > -math.inf) + [f"<= {maximum:g}"] * (maximum < math.inf)
+        allowed = f"a finite number {' and '.join(bounds)}".rstrip()
+        raise ValueError(f"{name} = {value!r}: must be {allowed}")
 
 
-def check_flag(name: str, value: object) -> None:
+def check_bool(name: str, value: object) -> None:
     """Raise ValueError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} = {value!r}: must be True or False")

@@ -1,4 +1,4 @@
-"""appInference's way from flags to exit code, in pipes: one-shot answers, JSON, and lines from stdin."""
+"""appInference.py from flags to exit code, in pipes: one-shot answers, JSON, and lines from stdin."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ import pytest
 
 from helpers import ROOT
 from helpers.fake_pair import FakePair
-from pdevis.chat import add_chat_flags, run_chat
-from pdevis.chat.app import history_path
+from pdevis.chat.app import add_chat_flags, run_chat
+from pdevis.chat.terminal import history_path
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main
 from pdevis.config import DraftConfig
 
 
 class Loader:
-    """Stands for `load_pair`: remembers what was asked for, and reports progress."""
+    """A replacement of `load_pair` that records its arguments and reports progress."""
 
     def __init__(self, pair: FakePair) -> None:
         self.pair = pair
-        self.wanted: dict[str, Any] | None = None
+        self.arguments: dict[str, Any] | None = None
 
-    def __call__(self, on_progress: Callable[[str], None], draft: DraftConfig, **wanted: Any) -> FakePair:
+    def __call__(self, on_progress: Callable[[str], None], draft: DraftConfig, **arguments: Any) -> FakePair:
         on_progress("loading [big]")
-        self.wanted = wanted
+        self.arguments = arguments
         self.pair.draft = draft
         return self.pair
 
 
 class Script:
-    """Runs the parser and `run_chat` as appInference.py does, with a scripted pair."""
+    """Run the parser and `run_chat` as appInference.py does, with a scripted pair."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self.capsys = capsys
         self.monkeypatch = monkeypatch
         self.loader = Loader(FakePair())
+        monkeypatch.setattr("pdevis.pair.load_pair", self.loader)
 
     def __call__(self, *argv: str, stdin: str = "") -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
+        """Return exit code, stdout and stderr."""
         self.monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
         parser = Parser()
         add_chat_flags(parser)
         add_model_flags(parser, target_device="--device_target", draft_device="--device_drafter")
         add_draft_flags(parser)
         add_decode_flags(parser)
-        code = run_main(run_chat, parser.parse_args(argv), self.loader)
+        code = run_main(run_chat, parser.parse_args(argv))
         streams = self.capsys.readouterr()
         assert "\x1b" not in streams.out + streams.err
         return code, streams.out, streams.err
@@ -70,8 +71,8 @@ def test_a_prompt_is_answered_once(script: Script) -> None:
     (call,) = script.loader.pair.calls
     assert (call[0], call[2].gamma) == ("speculative", 3)
     assert script.loader.pair.prompts[0] == [{"role": "user", "content": "why?"}]
-    assert script.loader.wanted is not None
-    assert script.loader.wanted["draft_device"] == "cpu"
+    assert script.loader.arguments is not None
+    assert script.loader.arguments["draft_device"] == "cpu"
 
 
 def test_json_is_one_object(script: Script) -> None:
@@ -97,7 +98,7 @@ def test_the_prompt_comes_from_stdin_or_a_file(script: Script, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--prompt", ""], "--prompt: the text is empty"),
         (["--prompt", " \n"], "--prompt: the text is empty"),
@@ -109,12 +110,12 @@ def test_the_prompt_comes_from_stdin_or_a_file(script: Script, tmp_path: Path) -
         (["--draft_mode", "skip", "--no-calibrate"], "check = 'planned'"),
     ],
 )
-def test_mistakes_are_found_before_the_models_are_loaded(script: Script, argv: list[str], said: str) -> None:
+def test_mistakes_are_found_before_the_models_are_loaded(script: Script, argv: list[str], message: str) -> None:
     code, out, err = script(*argv)
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {said}")
+    assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
-    assert script.loader.wanted is None
+    assert script.loader.arguments is None
 
 
 def test_a_file_that_is_not_text(script: Script, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_prompt_that_is_too_long(script: Script) -> None:
     assert "error: the prompt is too long: 23 tokens, and the models' context holds 10" in err
 
 
-def test_a_stopped_one_shot_answer(script: Script) -> None:
+def test_an_interrupted_one_shot_answer(script: Script) -> None:
     script.loader.pair.stop_at = 2
     code, out, _ = script("--prompt", "why?")
     assert (code, out) == (130, "he\n")
@@ -159,7 +160,7 @@ def test_the_script_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     script = runpy.run_path(str(ROOT / "appInference.py"))
     monkeypatch.setattr("pdevis.pair.load_pair", lambda *args, **settings: (args, settings))
     assert script["load_pair"]("big", draft_device="cpu") == (("big",), {"draft_device": "cpu"})
-    monkeypatch.setitem(script["main"].__globals__, "load_pair", Loader(FakePair(["blue"])))
+    monkeypatch.setattr("pdevis.pair.load_pair", Loader(FakePair(["blue"])))
     assert script["main"](["--prompt", "why?", "--device-target", "cpu", "--device_drafter", "cpu"]) == 0
     assert capsys.readouterr().out == "blue\n"
     for argv, code in [(["--help"], 0), (["--draft_devices", "cpu"], 2), (["--gamma", "0"], 2)]:
@@ -181,7 +182,7 @@ def test_the_manager_in_a_pipe(script: Script) -> None:
     assert len(script.loader.pair.calls) == calls
 
 
-def test_the_history_lies_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_history_is_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "cache"))
     assert history_path() == tmp_path / "cache" / "chat_history"
     (tmp_path / "file").write_text("")

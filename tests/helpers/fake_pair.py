@@ -7,12 +7,13 @@ from typing import Any
 
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats, Generation, TokenEvent
+from pdevis.text import PromptTooLongError
 
 SPEED = {"target": 10.0, "speculative": 20.0, "drafter": 40.0}  # tokens per decode second
 
 
 class FakeStream:
-    """Replays a reply; in speculative decoding every third token is the target's. Raises `error` at token `stop_at`."""
+    """Replay a reply; in speculative decoding every third token is the target's. Raises `error` at token `stop_at`."""
 
     def __init__(self, pair: FakePair, ids: list[int], config: DecodeConfig, method: str) -> None:
         self.pair, self.method = pair, method
@@ -58,7 +59,7 @@ class FakeStream:
 
 @dataclass
 class FakePair:
-    """`replies` are used up in order, then "hello". `calls` holds (method, ids, config) of every generation."""
+    """A pair that gives `replies` in order, then "hello". `calls` holds (method, ids, config) of every generation."""
 
     replies: list[str] = field(default_factory=list)
     draft: DraftConfig = field(default_factory=DraftConfig)
@@ -105,6 +106,8 @@ class FakePair:
     def stream(self, prompt: Any, config: DecodeConfig | None = None, method: str = "speculative") -> FakeStream:
         config = config or DecodeConfig()
         ids = self.encode(prompt)
+        if len(ids) >= self.context_length:
+            raise PromptTooLongError(len(ids), self.context_length)
         self.calls.append((method, ids, config))
         stream = FakeStream(self, ids, config, method)
         self.streams.append(stream)

@@ -50,22 +50,22 @@ def test_log_likelihoods_are_transformers(adapter: Any, reference: Any) -> None:
         ("", "alone"),
         ("x", "y" * 300),
     ]
-    found = adapter.loglikelihood([request(*pair) for pair in pairs], disable_tqdm=True)
-    for (context, continuation), (total, greedy) in zip(pairs, found, strict=True):
+    results = adapter.loglikelihood([request(*pair) for pair in pairs], disable_tqdm=True)
+    for (context, continuation), (total, greedy) in zip(pairs, results, strict=True):
         ids = adapter.tokenizer.encode(context) or [EOS]
         expected, same = log_likelihood(reference, ids, adapter.tokenizer.encode(continuation))
         assert total == pytest.approx(expected, rel=TOLERANCE)
         assert greedy == same
 
 
-def test_greedy_continuation_is_told(adapter: Any) -> None:
+def test_greedy_continuations_are_recognised(adapter: Any) -> None:
     written = adapter.pair.generate(adapter.tokenizer.encode("The sky"), DecodeConfig(max_new_tokens=5), "target").ids
     scorer = Scorer(adapter.pair.target)
     scorer.reset()
     context = adapter.tokenizer.encode("The sky")
     assert scorer.score(context, written)[1]
     assert not scorer.score(context, [written[0], (written[1] + 1) % 250, *written[2:]])[1]
-    adapter._take_target()
+    adapter._clear_caches()
 
 
 def test_scores_do_not_depend_on_what_was_scored_before(adapter: Any, reference: Any) -> None:
@@ -83,7 +83,7 @@ def test_scores_do_not_depend_on_what_was_scored_before(adapter: Any, reference:
     for context, continuation in cases:
         expected = log_likelihood(reference, context, continuation)
         assert scorer.score(context, continuation)[0] == pytest.approx(expected[0], rel=TOLERANCE)
-    adapter._take_target()
+    adapter._clear_caches()
 
 
 def test_rolling_likelihood_covers_every_token_once(folder: Path, adapter: Any, reference: Any) -> None:
@@ -101,7 +101,7 @@ def test_rolling_likelihood_covers_every_token_once(folder: Path, adapter: Any, 
     assert short.loglikelihood_rolling([request(text)], disable_tqdm=True) == [pytest.approx(total, rel=TOLERANCE)]
 
 
-def test_long_context_is_cut_on_the_left(folder: Path, reference: Any) -> None:
+def test_long_context_is_truncated_on_the_left(folder: Path, reference: Any) -> None:
     short = model_class()(target=str(folder), target_precision="float64", max_length=16)
     [(total, _)] = short.loglikelihood([request("0123456789" * 5, "ab")], disable_tqdm=True)
     ids = short.tokenizer.encode("0123456789" * 5 + "ab")
@@ -126,30 +126,30 @@ def test_answers_end_at_the_stop_string(adapter: Any) -> None:
 
 
 def test_sampled_answers_are_reproducible_and_differ(adapter: Any) -> None:
-    asked = [request("Tell me", plain([], do_sample=True, temperature=1.5, top_p=0.9)) for _ in range(2)]
-    first = adapter.generate_until(asked, disable_tqdm=True)
-    assert first == adapter.generate_until(asked, disable_tqdm=True)
+    requests = [request("Tell me", plain([], do_sample=True, temperature=1.5, top_p=0.9)) for _ in range(2)]
+    first = adapter.generate_until(requests, disable_tqdm=True)
+    assert first == adapter.generate_until(requests, disable_tqdm=True)
     assert first[0] != first[1]
 
 
 def test_chat_template(adapter: Any) -> None:
     messages = [{"role": "user", "content": "Hi"}]
-    asked = adapter.apply_chat_template(messages)
-    assert asked == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert adapter.tok_encode(asked) == adapter.pair.encode(messages)
+    prompt = adapter.apply_chat_template(messages)
+    assert prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert adapter.tok_encode(prompt) == adapter.pair.encode(messages)
     assert adapter.chat_template(True) == adapter.tokenizer.chat_template
     assert adapter.tokenizer_name
     assert "/" not in adapter.tokenizer_name
 
 
-def test_says_that_lm_eval_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_lm_eval_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("pdevis.lm_eval.adapter.find_spec", lambda name: None)
     assert script.main(["--tasks", "x"]) == 2
     assert capsys.readouterr().err == "error: lm_eval is not installed: pip install lm-eval\n"
 
 
-def test_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """lm_eval makes the model from --model_args; what that raises reaches the user as one line."""
+def test_a_wrong_argument_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """lm_eval makes the model from --model_args; an error that this raises reaches the user as one line."""
     import lm_eval.__main__
     from lm_eval.api.registry import get_model
 

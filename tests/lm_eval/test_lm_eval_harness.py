@@ -64,7 +64,7 @@ def reference(folder: Path) -> Any:
 
 
 def check_samples(samples: dict[str, list[dict[str, Any]]], texts: list[str], stop: str, reference: Any) -> None:
-    """lm_eval's logged answers and likelihoods against what decoder and transformers say themselves."""
+    """Compare the answers and likelihoods that lm_eval logged with those of the decoder and of transformers."""
     for sample, text in zip(samples["tiny_generate"], texts, strict=True):
         assert sample["resps"] == [[text.split(stop)[0]]]
     assert any(stop in text for text in texts)
@@ -77,7 +77,7 @@ def check_samples(samples: dict[str, list[dict[str, Any]]], texts: list[str], st
 
 @pytest.fixture
 def tasks(tmp_path: Path, adapter: Any) -> SimpleNamespace:
-    """Two local tasks: their folder, what the decoder writes for them, and a stop string that occurs in it."""
+    """Two local tasks: their folder, the decoder's answers, and a stop string that occurs in them."""
     (tmp_path / "tasks").mkdir()
     data = tmp_path / "data.json"
     data.write_text("".join(json.dumps(row) + "\n" for row in CHOICES))
@@ -100,9 +100,9 @@ def test_harness_runs_tasks(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     manager = TaskManager(include_path=str(tasks.folder), include_defaults=False)
     names = ["tiny_choice", "tiny_generate"]
-    found = simple_evaluate(model=adapter, tasks=names, task_manager=manager, log_samples=True, bootstrap_iters=0)
-    check_samples(found["samples"], tasks.texts, tasks.stop, reference)
-    assert 0 <= found["results"]["tiny_choice"]["acc,none"] <= 1
+    evaluated = simple_evaluate(model=adapter, tasks=names, task_manager=manager, log_samples=True, bootstrap_iters=0)
+    check_samples(evaluated["samples"], tasks.texts, tasks.stop, reference)
+    assert 0 <= evaluated["results"]["tiny_choice"]["acc,none"] <= 1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What lm_eval asks for becomes settings of pdevis; answers end at stop strings."""
+"""Arguments of lm_eval become settings of pdevis; answers end at stop strings."""
 
 from __future__ import annotations
 
@@ -48,15 +48,17 @@ def test_thinking_is_left_out_and_may_hold_stop_strings() -> None:
 
 def test_requests_become_settings() -> None:
     base = DecodeConfig(max_new_tokens=256, gamma=3, seed=1)
-    config, stops = read_request({"until": "\n", "max_new_tokens": 7, "temperature": 0.0}, 4, base, (9,), TINY)
+    config, stops = read_request(
+        {"until": "\n", "max_new_tokens": 7, "temperature": 0.0}, number=4, base=base, eos_ids=(9,), tokenizer=TINY
+    )
     assert stops == ["\n"]
     assert (config.max_new_tokens, config.temperature, config.gamma, config.eos_ids) == (7, 0.0, 3, (9,))
-    config, _ = read_request({"temperature": 0.7, "top_k": 5}, 4, base, (), TINY)
+    config, _ = read_request({"temperature": 0.7, "top_k": 5}, number=4, base=base, eos_ids=(), tokenizer=TINY)
     assert (config.max_new_tokens, config.temperature, config.top_k, config.seed) == (256, 0.7, 5, 5)
-    config, _ = read_request({"do_sample": False, "temperature": 0.7}, 0, base, (), TINY)
+    config, _ = read_request({"do_sample": False, "temperature": 0.7}, number=0, base=base, eos_ids=(), tokenizer=TINY)
     assert config.greedy
     with pytest.raises(ValueError, match="num_beams: must be some of"):
-        read_request({"num_beams": 4}, 0, base, (), TINY)
+        read_request({"num_beams": 4}, number=0, base=base, eos_ids=(), tokenizer=TINY)
 
 
 def test_model_arguments(tiny_folder: Callable[..., Path]) -> None:

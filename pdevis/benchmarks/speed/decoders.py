@@ -22,7 +22,7 @@ from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats
 from pdevis.util.argtypes import one_line
 from pdevis.util.labels import format_rule
-from pdevis.util.prompts import PROMPTS
+from pdevis.util.prompts import PROMPTS, measurement_order
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -140,13 +140,6 @@ def warm_up(decoders: Sequence[Decoder], ids: list[int]) -> DecoderSet:
         else:
             working.decoders.append(decoder)
     return working
-
-
-def measurement_order(count: int, prompt_number: int) -> list[int]:
-    """Return the order of the decoders on one prompt: reversed every second time, rotated by one every two."""
-    shift = prompt_number // 2 % count
-    order = [*range(shift, count), *range(shift)]
-    return order if prompt_number % 2 == 0 else order[::-1]
 
 
 def measure(

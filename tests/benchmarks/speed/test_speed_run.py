@@ -7,7 +7,8 @@ import pytest
 
 from helpers import ROOT
 from pdevis.benchmarks.speed import speed_run
-from pdevis.benchmarks.speed.decoders import PLAIN, Decoder, measure, measurement_order, warm_up
+from pdevis.benchmarks.speed.decoders import PLAIN, Decoder, measure, warm_up
+from pdevis.util.prompts import measurement_order
 
 TRANSFORMERS = ["transformers generate", "transformers prompt lookup"]
 ASSISTED = ["transformers assisted, defaults", "transformers assisted, γ=2"]

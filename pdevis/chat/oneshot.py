@@ -1,0 +1,64 @@
+"""One-shot answers: `--prompt` or `--prompt_file`, as text or as one JSON object on stdout.
+
+python appInference.py --prompt "Why is the sky blue?" --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pdevis.chat import render
+from pdevis.chat.session import ChatSession
+from pdevis.chat.transcript import describe_settings
+from pdevis.util.console import make_console
+
+
+def read_prompt(args: argparse.Namespace) -> str | None:
+    """Return the text to answer once; None for a chat. Raises ValueError if it cannot be read or is empty."""
+    if args.prompt is None and args.prompt_file is None:
+        if args.json:
+            raise ValueError("--json needs --prompt TEXT or --prompt_file FILE")
+        return None
+    if args.prompt_file is not None:
+        flag, text = f"--prompt_file {args.prompt_file}", _read_file(args.prompt_file)
+    elif args.prompt == "-":
+        flag, text = "--prompt -", sys.stdin.read().rstrip("\n")
+    else:
+        flag, text = "--prompt", args.prompt
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # Python's escapes of bytes that are not UTF-8
+        raise ValueError(f"{flag}: must be UTF-8 text")
+    if not text.strip():
+        raise ValueError(f"{flag}: the text is empty; give a text to answer")
+    return text
+
+
+def _read_file(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8").rstrip("\n")
+    except OSError as error:
+        raise ValueError(f"--prompt_file {name}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt_file {name}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def answer_once(session: ChatSession, text: str, as_json: bool) -> int:
+    """Answer on stdout: the text while it is written, or one JSON object at the end. Returns the exit code."""
+    if as_json:
+        generation = session.generate(text)
+        result = {
+            "text": generation.text,
+            "ids": generation.ids,
+            "stats": generation.stats.as_dict(),
+            "config": describe_settings(session),
+        }
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    notes = make_console(sys.stderr)
+    ids = session.encode(text)
+    render.print_line(notes, render.format_banner(session.pair.describe()), style="dim")
+    display = render.AnswerDisplay(make_console(sys.stdout), notes)
+    finished = display.show(session.write("speculative", ids))
+    return 130 if finished.answer.interrupted else 0

@@ -1,0 +1,71 @@
+"""The user's lines: typed at a terminal (prompt_toolkit: history, completion, pasting of several lines), or piped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TextIO
+
+from pdevis.util.files import cache_root
+
+
+def line_reader(file: TextIO) -> Callable[[], str]:
+    """Return a function that reads the next line of a file or pipe; it raises EOFError at the end."""
+
+    def read() -> str:
+        line = file.readline()
+        if not line:
+            raise EOFError
+        return line
+
+    return read
+
+
+def terminal_reader(commands: Mapping[str, str]) -> Callable[[], str]:
+    """Return a function that reads a message typed at the terminal.
+
+    The function raises EOFError on Ctrl-D and KeyboardInterrupt on Ctrl-C.
+
+    Args:
+        commands: help text of each command, by name; for completion.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.formatted_text import FormattedText
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    words = {f"/{name}": text for name, text in commands.items()}
+    path = history_path()
+    prompt: PromptSession[str] = PromptSession(
+        FormattedText([("bold fg:ansicyan", "> ")]),
+        multiline=True,  # so that pasted lines arrive as one message; Enter sends all the same
+        prompt_continuation="  ",
+        key_bindings=keys,
+        history=FileHistory(str(path)) if path else InMemoryHistory(),
+        completer=WordCompleter(list(words), meta_dict=words, sentence=True),
+        reserve_space_for_menu=6,
+    )
+    return prompt.prompt
+
+
+def history_path() -> Path | None:
+    """Return the file with the user's earlier lines, in the cache folder; None if it cannot be written."""
+    path = cache_root() / "chat_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        return path if os.access(path, os.R_OK | os.W_OK) else None
+    except OSError:
+        return None

@@ -1,0 +1,75 @@
+"""A conversation as a file: JSON with all settings and statistics, or Markdown for reading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pdevis.chat import render
+from pdevis.chat.session import Answer, ChatSession
+from pdevis.util.files import make_parent_folder
+
+
+def describe_settings(session: ChatSession) -> dict[str, Any]:
+    """Return all settings by their names: drafting as requested, decoding, and what the pair resolved them to."""
+    requested = asdict(session.pair.draft)
+    return (
+        {"draft_mode": requested.pop("mode")}
+        | requested
+        | asdict(session.decode)
+        | session.pair.describe()
+        | {"chat": session.chat}
+    )
+
+
+def save_transcript(session: ChatSession, path: Path) -> bool:
+    """Write the conversation to a file that does not exist yet: Markdown if it ends in .md, JSON otherwise.
+
+    Returns:
+        True if the folder of the file did not exist and was created.
+
+    Raises:
+        ValueError: there is no conversation, or the path cannot be written; the message names it.
+    """
+    if not session.turns:
+        raise ValueError("/save: there is no conversation yet")
+    text = _markdown(session) if path.suffix.lower() == ".md" else _json(session)
+    try:
+        created = make_parent_folder(path)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"/save: {path} already exists and is not overwritten; give another name") from None
+    except OSError as error:
+        raise ValueError(f"/save: {path} cannot be written: {error.strerror or error}") from None
+    return created
+
+
+def _json(session: ChatSession) -> str:
+    turns = [
+        {"user": turn.user, "chat": turn.chat, "answers": [_answer_as_dict(answer) for answer in turn.answers]}
+        for turn in session.turns
+    ]
+    content = {"config": describe_settings(session), "messages": session.messages, "turns": turns}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _answer_as_dict(answer: Answer) -> dict[str, Any]:
+    return {
+        "method": answer.method,
+        "text": answer.text,
+        "ids": answer.ids,
+        "interrupted": answer.interrupted,
+        "stats": answer.stats.as_dict(),
+    }
+
+
+def _markdown(session: ChatSession) -> str:
+    parts = ["# Conversation", render.format_banner(session.pair.describe())]
+    for turn in session.turns:
+        parts += ["## User", turn.user]
+        for answer in turn.answers:
+            parts += [f"## Model ({answer.method})", answer.text, f"*{render.format_summary(answer)}*"]
+    return "\n\n".join(parts) + "\n"
