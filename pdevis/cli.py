@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from pdevis.config import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
 from pdevis.profile_flags import PROFILE_HELP, parse_with_profile, profile_argument
-from pdevis.util.argtypes import checked, gamma_value, nearest, one_line, positive
+from pdevis.util.argtypes import gamma_value, nearest, one_line, positive_int, settings_field
 
 DEFAULT_TARGET = "smollm2-135m"
 DEFAULT_DRAFTER = "self"
@@ -105,7 +105,7 @@ def add_model_flags(
         )
     group.add_argument(
         "--draft_vocab",
-        type=positive,
+        type=positive_int,
         metavar="N",
         help="the drafter proposes ids below N only, which makes its output head smaller (default: all)",
     )
@@ -128,7 +128,7 @@ def add_draft_flags(parser: Parser) -> None:
     group = parser.add_argument_group("drafting", "How the drafter's layers run.")
 
     def add(flag: str, name: str, convert: Callable[[str], Any], metavar: str, text: str) -> None:
-        kind = checked(DraftConfig, name, convert)
+        kind = settings_field(DraftConfig, name, convert)
         group.add_argument(flag, dest=flag[2:], type=kind, default=getattr(base, name), metavar=metavar, help=text)
 
     add("--draft_mode", "mode", str, "MODE", f"{', '.join(MODES)} (default: {base.mode})")
@@ -155,7 +155,12 @@ def add_decode_flags(
 
     def add(flag: str, name: str, convert: Callable[[str], Any], metavar: str, default: Any, text: str) -> None:
         group.add_argument(
-            flag, dest=name, type=checked(DecodeConfig, name, convert), default=default, metavar=metavar, help=text
+            flag,
+            dest=name,
+            type=settings_field(DecodeConfig, name, convert),
+            default=default,
+            metavar=metavar,
+            help=text,
         )
 
     base = DecodeConfig()

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from pdevis.cli import Parser, run_main
-from pdevis.util.argtypes import positive
+from pdevis.util.argtypes import positive_int
 
 CONTEXT = 120  # tokens
 VERIFIED = 4  # tokens of a target forward
@@ -34,10 +34,10 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--model", required=True, metavar="NAME", help="folder or hub name of a drafter")
     parser.add_argument("--precision", default="int8", metavar="FORMAT", help="of its weights (default: int8)")
-    parser.add_argument("--draft_vocab", type=positive, metavar="N", help="ids that may be drafted (default: all)")
+    parser.add_argument("--draft_vocab", type=positive_int, metavar="N", help="ids that may be drafted (default: all)")
     parser.add_argument("--target", metavar="NAME", help="time a target beside the drafter, rather than two cores")
     parser.add_argument("--target_precision", default="packed", metavar="FORMAT", help="default: packed")
-    parser.add_argument("--repeats", type=positive, default=40, metavar="N", help="of each (default: 40)")
+    parser.add_argument("--repeats", type=positive_int, default=40, metavar="N", help="of each (default: 40)")
     return parser
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pdevis.cli import Parser, add_draft_flags, draft_config, run_main
-from pdevis.util.argtypes import positive
+from pdevis.util.argtypes import positive_int
 
 PROMPT = list(range(1000, 1120))
 
@@ -25,9 +25,9 @@ def build_parser() -> Parser:
     parser.add_argument("--model", required=True, metavar="NAME", help="folder or hub name of a drafter")
     parser.add_argument("--precision", default="int8", metavar="FORMAT", help="of its weights (default: int8)")
     parser.add_argument("--devices", default="cpu:0;cpu:0,cpu:1", metavar="LISTS", help="default: cpu:0;cpu:0,cpu:1")
-    parser.add_argument("--tokens", type=positive, default=3, metavar="N", help="of the first forward (default: 3)")
-    parser.add_argument("--draft_vocab", type=positive, metavar="N", help="ids that may be drafted (default: all)")
-    parser.add_argument("--repeats", type=positive, default=40, metavar="N", help="of each (default: 40)")
+    parser.add_argument("--tokens", type=positive_int, default=3, metavar="N", help="of the first forward (default: 3)")
+    parser.add_argument("--draft_vocab", type=positive_int, metavar="N", help="ids that may be drafted (default: all)")
+    parser.add_argument("--repeats", type=positive_int, default=40, metavar="N", help="of each (default: 40)")
     parser.add_argument("--each", action="store_true", help="print each repeat: ms of a token on each list of devices")
     add_draft_flags(parser)
     return parser

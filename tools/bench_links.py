@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.cli import Parser, run_main
-from pdevis.util.argtypes import positive
+from pdevis.util.argtypes import positive_int
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--numbers", type=positive, default=896, metavar="N", help="a rank's part (default: 896)")
-    parser.add_argument("--repeats", type=positive, default=2000, metavar="N", help="of each (default: 2000)")
+    parser.add_argument("--numbers", type=positive_int, default=896, metavar="N", help="a rank's part (default: 896)")
+    parser.add_argument("--repeats", type=positive_int, default=2000, metavar="N", help="of each (default: 2000)")
     return parser
 
 

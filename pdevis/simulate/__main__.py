@@ -38,7 +38,7 @@ from typing import Any
 
 from pdevis.cli import Parser, run_main
 from pdevis.config import DraftConfig
-from pdevis.util.argtypes import checked, list_of, number, one_of, positive
+from pdevis.util.argtypes import bounded_float, choice, comma_list, positive_int, settings_field
 
 MODES = ("parallel", "skip", "exact")
 
@@ -51,40 +51,73 @@ def build_parser() -> Parser:
     # not "profile": that would make its settings the defaults of these flags
     group.add_argument("--profile", dest="tuned", metavar="FILE", help="times that python -m pdevis.tune has measured")
     add = group.add_argument
-    add("--draft_ms", type=number(above=True), metavar="X", help="an exact draft step on one device")
-    add("--target_ms", type=number(above=True), metavar="X", help="a target forward, over one token or several")
-    add("--token_ms", type=number(), metavar="X", help="that each further token adds (default: as traced)")
-    add("--attention_share", type=number(0, 1), metavar="X", help="attention's part of a layer (default: by weights)")
-    add("--head_share", type=number(0, 1), metavar="X", help="the head's part of a draft step (default: by weights)")
+    share = bounded_float(0, 1)
+    add("--draft_ms", type=bounded_float(exclusive=True), metavar="X", help="an exact draft step on one device")
+    add(
+        "--target_ms",
+        type=bounded_float(exclusive=True),
+        metavar="X",
+        help="a target forward, over one token or several",
+    )
+    add("--token_ms", type=bounded_float(), metavar="X", help="that each further token adds (default: as traced)")
+    add(
+        "--attention_share",
+        type=share,
+        metavar="X",
+        help="attention's part of a layer (default: by weights)",
+    )
+    add(
+        "--head_share",
+        type=share,
+        metavar="X",
+        help="the head's part of a draft step (default: by weights)",
+    )
     group = parser.add_argument_group("the drafter's devices")
     add = group.add_argument
-    add("--devices", type=list_of(positive), default=(1, 2, 4), metavar="LIST", help="numbers (default: 1,2,4)")
-    add("--link_us", type=number(), default=0.0, metavar="X", help="of an exchange among them (default: 0)")
-    add("--contention", type=number(1), default=1.0, metavar="X", help="slowdown when all work at once (default: 1)")
-    add("--mlps", type=one_of("lanes", "rows"), default="lanes", metavar="HOW", help="lanes: whole; rows: cut by rows")
-    add("--repeated_share", type=number(0, 1), default=0.0, metavar="X", help="of an MLP cut by rows (default: 0)")
+    add("--devices", type=comma_list(positive_int), default=(1, 2, 4), metavar="LIST", help="numbers (default: 1,2,4)")
+    add("--link_us", type=bounded_float(), default=0.0, metavar="X", help="of an exchange among them (default: 0)")
+    add(
+        "--contention",
+        type=bounded_float(1),
+        default=1.0,
+        metavar="X",
+        help="slowdown when all work at once (default: 1)",
+    )
+    add("--mlps", type=choice("lanes", "rows"), default="lanes", metavar="HOW", help="lanes: whole; rows: cut by rows")
+    add(
+        "--repeated_share",
+        type=share,
+        default=0.0,
+        metavar="X",
+        help="of an MLP cut by rows (default: 0)",
+    )
     add("--overlap", action="store_true", help="the drafter goes on while the target verifies")
     text = "slowdown of target and drafter while both work (default: 1)"
-    add("--target_contention", type=number(1), default=1.0, metavar="X", help=text)
+    add("--target_contention", type=bounded_float(1), default=1.0, metavar="X", help=text)
     group = parser.add_argument_group("the rule, with the planned check")
     add = group.add_argument
     add(
         "--mode",
-        type=one_of(*MODES),
+        type=choice(*MODES),
         default="parallel",
         metavar="MODE",
         help=f"{', '.join(MODES)} (default: parallel)",
     )
-    threshold = checked(DraftConfig, "threshold", float)
-    add("--thresholds", type=list_of(threshold), metavar="LIST", help="cosines (default: those recorded in that mode)")
+    threshold = settings_field(DraftConfig, "threshold", float)
+    add(
+        "--thresholds",
+        type=comma_list(threshold),
+        metavar="LIST",
+        help="cosines (default: those recorded in that mode)",
+    )
     for flag, text in (
         ("--window", "layers that start from one hidden state (default: as many as devices)"),
         ("--attention_window", "lanes of attention in a group (default: the window)"),
         ("--mlp_window", "lanes of MLP in a group (default: the window, at most 2)"),
     ):
-        add(flag, type=checked(DraftConfig, flag[2:], int), metavar="N", help=text)
+        add(flag, type=settings_field(DraftConfig, flag[2:], int), metavar="N", help=text)
     for name in ("keep_first", "keep_last"):
-        kind, default = checked(DraftConfig, name, int), getattr(base, name)
+        kind, default = settings_field(DraftConfig, name, int), getattr(base, name)
         text = f"{name[5:]} layers that always run alone (default: {default})"
         add(f"--{name}", type=kind, default=default, metavar="N", help=text)
     group = parser.add_argument_group("result")

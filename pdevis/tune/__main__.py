@@ -28,7 +28,7 @@ from typing import Any
 
 from pdevis.cli import Parser, add_model_flags, run_main
 from pdevis.config import DraftConfig
-from pdevis.util.argtypes import list_of, one_of, parse_value, positive
+from pdevis.util.argtypes import choice, comma_list, parse_value, positive_int
 
 MODES = ("exact", "skip", "parallel")
 DEFAULT_OUTPUT = Path("pdevis-profile.json")
@@ -56,13 +56,13 @@ def build_parser() -> Parser:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{text} (default: {shown})")
 
-    add("--prompts", positive, 3, "N", "built-in prompts")
-    add("--length", positive, 32, "N", "new tokens behind each")
-    add("--repeats", positive, 3, "N", "timings of each forward; the median counts")
-    add("--modes", list_of(one_of(*MODES)), MODES, "LIST", "drafting modes; exact is always tried")
-    add("--thresholds", list_of(_threshold), (0.9, 0.95, 0.97), "LIST", "of skip; parallel takes the last")
+    add("--prompts", positive_int, 3, "N", "built-in prompts")
+    add("--length", positive_int, 32, "N", "new tokens behind each")
+    add("--repeats", positive_int, 3, "N", "timings of each forward; the median counts")
+    add("--modes", comma_list(choice(*MODES)), MODES, "LIST", "drafting modes; exact is always tried")
+    add("--thresholds", comma_list(_threshold), (0.9, 0.95, 0.97), "LIST", "of skip; parallel takes the last")
     group.add_argument(
-        "--formats", type=list_of(_formats), metavar="LIST", help="pairs of weight formats, as packed/int8,int8/int8"
+        "--formats", type=comma_list(_formats), metavar="LIST", help="pairs of weight formats, as packed/int8,int8/int8"
     )
     group = parser.add_argument_group("result")
     group.add_argument(

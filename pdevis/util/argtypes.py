@@ -1,4 +1,9 @@
-"""Texts that users type, turned into values: numbers, γ, fields of the settings dataclasses, near misses of a word."""
+"""argparse types: functions that turn the text of a flag into a value, or raise an error that says what is allowed.
+
+`positive_int` is such a type itself; `comma_list`, `choice`, `bounded_float` and `settings_field` return one.
+
+    parser.add_argument("--devices", type=comma_list(positive_int))
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,12 @@ from pdevis.config import AUTO
 
 
 def one_line(message: object) -> str:
-    """The message without line breaks and doubled spaces."""
+    """The message without line breaks and repeated spaces."""
     return " ".join(str(message).split())
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely a misspelling of."""
+    """The known word that `word` is most likely a misspelling of; None if none is similar."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
@@ -29,7 +34,7 @@ def parse_value(config: type, name: str, convert: Callable[[str], Any], text: st
     try:
         value = convert(text)
     except ValueError:
-        value = text  # the dataclass says what would be right, which the conversion cannot
+        value = text  # the dataclass's error says what is allowed; the conversion's does not
     try:
         config(**{name: value})
     except ValueError as error:
@@ -39,17 +44,20 @@ def parse_value(config: type, name: str, convert: Callable[[str], Any], text: st
 
 
 def gamma_value(text: str) -> int | str:
-    """γ as it is written in flags and commands: a number, or "auto"."""
+    """γ as written in flags and commands: an integer or "auto"."""
     return text if text == AUTO else int(text)
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
+    """An integer >= 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be an integer >= 1")
     return int(text)
 
 
-def checked(config: type, name: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+def settings_field(config: type, name: str, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return an argparse type for the field `name` of a settings dataclass, which checks the value."""
+
     def parse(text: str) -> Any:
         try:
             return parse_value(config, name, convert, text)
@@ -59,21 +67,21 @@ def checked(config: type, name: str, convert: Callable[[str], Any]) -> Callable[
     return parse
 
 
-def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A parser of comma lists without doubles, each element parsed by `convert`."""
+def comma_list(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Return an argparse type for a comma list without duplicates, each element parsed by `convert`."""
 
     def parse(text: str) -> tuple[Any, ...]:
         values = tuple(convert(part.strip()) for part in text.split(","))
-        doubled = [value for place, value in enumerate(values) if value in values[:place]]
-        if doubled:
-            raise argparse.ArgumentTypeError(f"{text!r} names {doubled[0]} twice")
+        duplicates = [value for i, value in enumerate(values) if value in values[:i]]
+        if duplicates:
+            raise argparse.ArgumentTypeError(f"{text!r} names {duplicates[0]} twice")
         return values
 
     return parse
 
 
-def one_of(*allowed: str) -> Callable[[str], str]:
-    """A parser of one word among those allowed."""
+def choice(*allowed: str) -> Callable[[str], str]:
+    """Return an argparse type for one of the allowed words."""
 
     def parse(text: str) -> str:
         if text not in allowed:
@@ -83,16 +91,19 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def number(least: float = 0.0, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
-    """A parser of numbers from `least`, or `above` it, to `most`."""
-    bounds = f"{'>' if above else '>='} {least:g}" + (f" and <= {most:g}" if most < 1e300 else "")
+def bounded_float(
+    minimum: float = 0.0, maximum: float = float("inf"), exclusive: bool = False
+) -> Callable[[str], float]:
+    """Return an argparse type for a finite number in [minimum, maximum]; `exclusive`: greater than the minimum."""
+    bounds = f"{'>' if exclusive else '>='} {minimum:g}" + (f" and <= {maximum:g}" if maximum < 1e300 else "")
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not (least < value or (value == least and not above)) or value > most or value == float("inf"):
+        below = value <= minimum if exclusive else not value >= minimum
+        if below or value != value or value > maximum or value == float("inf"):
             raise argparse.ArgumentTypeError(f"{text!r} must be a number {bounds}")
         return value
 

@@ -26,7 +26,7 @@ from pdevis.benchmarks.runs.runner import Conditions, Conversation, converse, wa
 from pdevis.cli import Parser, draft_config, is_main_rank
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import sum_stats
-from pdevis.util.argtypes import list_of, one_line, parse_value
+from pdevis.util.argtypes import comma_list, one_line, parse_value
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -68,7 +68,7 @@ def ablation_parser(description: str, root: Path) -> Parser:
     for name, (convert, setting, config, default) in GRID.items():
         group.add_argument(
             f"--{name}",
-            type=list_of(_checked(convert, setting, config)),
+            type=comma_list(_checked(convert, setting, config)),
             default=default,
             metavar="LIST",
             help=f"values of {setting} (default: {','.join(map(str, default))})",

@@ -10,7 +10,7 @@ from pathlib import Path
 from pdevis.benchmarks.runs.result_files import LINES, METHODS
 from pdevis.benchmarks.tasks import BENCHMARKS
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags
-from pdevis.util.argtypes import list_of, one_of, positive
+from pdevis.util.argtypes import choice, comma_list, positive_int
 
 # The names that the scripts promise for flags that mean the same.
 USUAL = {
@@ -51,13 +51,13 @@ def evaluation_parser(benchmark: str | None, description: str, root: Path) -> Pa
     parser.set_defaults(root=root, flags=names)
     group = parser.add_argument_group("evaluation")
     if benchmark is None:
-        kind = one_of(*BENCHMARKS)
+        kind = choice(*BENCHMARKS)
         group.add_argument("--benchmark", type=kind, default="mmlu", help=f"{', '.join(BENCHMARKS)} (default: mmlu)")
     else:
         parser.set_defaults(benchmark=benchmark)
         group.add_argument(
             "--methods",
-            type=list_of(one_of(*METHODS)),
+            type=comma_list(choice(*METHODS)),
             default=METHODS,
             metavar="LIST",
             help=f"which decoders answer, a comma list (default: {','.join(METHODS)})",
@@ -69,7 +69,7 @@ def evaluation_parser(benchmark: str | None, description: str, root: Path) -> Pa
         metavar="FILE",
         help="JSON array or JSON lines (default: the benchmark's file in Data/samples)",
     )
-    group.add_argument(names["items"], dest="k", type=positive, metavar="N", help="only the first N items")
+    group.add_argument(names["items"], dest="k", type=positive_int, metavar="N", help="only the first N items")
     group.add_argument(
         names["output"],
         dest="output",
