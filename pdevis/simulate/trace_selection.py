@@ -162,6 +162,8 @@ def find_timing(
 
 @dataclass(frozen=True)
 class _TracedSteps:
+    """Times of exact draft steps on one device, as traced."""
+
     step_seconds: float  # over one token; 0 if not traced
     token_seconds: float = 0.0  # added by a second token
 

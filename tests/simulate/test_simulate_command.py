@@ -52,8 +52,8 @@ def simulated(simulate):
 
 
 def test_numbers_computed_by_hand(exact, simulated):
-    found = simulated("--trace", exact, "--devices", "1,2", "--keep_first", "1", "--thresholds", "0.9,0.99")
-    rows = {(row["devices"], row["threshold"]): row for row in found["rows"]}
+    result = simulated("--trace", exact, "--devices", "1,2", "--keep_first", "1", "--thresholds", "0.9,0.99")
+    rows = {(row["devices"], row["threshold"]): row for row in result["rows"]}
     assert list(rows) == [(1, 0.9), (1, 0.99), (2, 0.9), (2, 0.99)]
     one, two = rows[1, 0.9], rows[2, 0.9]
     assert one["draft_step_ms"] == pytest.approx(16)
@@ -66,34 +66,34 @@ def test_numbers_computed_by_hand(exact, simulated):
     assert two["speedup_over_exact"] == pytest.approx(112 / 105)
     assert (two["target_idle_ms"], two["serial_depth"], two["tokens_per_round"]) == pytest.approx((25, 7, 2.5))
     assert rows[2, 0.99]["draft_step_ms"] == pytest.approx(14)
-    limits = found["limits"]
+    limits = result["limits"]
     assert limits["draft_share"] == pytest.approx(32 / 112)
     assert (limits["amdahl"], limits["perfect_overlap"]) == pytest.approx((1.4, 1.4))
     assert (limits["draft_ms_per_round"], limits["verify_ms_per_round"]) == pytest.approx((32, 80))
-    assert found["costs"]["draft_ms"] == pytest.approx(16)
+    assert result["costs"]["draft_ms"] == pytest.approx(16)
 
 
 def test_links_contention_and_shares(exact, simulated):
     few = ("--trace", exact, "--devices", "2", "--keep_first", "1")
-    found = simulated(*few, "--link_us", "1000", "--contention", "1.5")
-    assert found["rows"][0]["draft_step_ms"] == pytest.approx((21 + 21.5) / 2)
-    found = simulated(*few, "--attention_share", "1", "--head_share", "0")
-    assert (found["costs"]["attention_ms"], found["costs"]["mlp_ms"]) == pytest.approx((4, 0))
-    assert found["rows"][0]["draft_step_ms"] == pytest.approx((16 + 12) / 2)
+    result = simulated(*few, "--link_us", "1000", "--contention", "1.5")
+    assert result["rows"][0]["draft_step_ms"] == pytest.approx((21 + 21.5) / 2)
+    result = simulated(*few, "--attention_share", "1", "--head_share", "0")
+    assert (result["costs"]["attention_ms"], result["costs"]["mlp_ms"]) == pytest.approx((4, 0))
+    assert result["rows"][0]["draft_step_ms"] == pytest.approx((16 + 12) / 2)
     exact_on_two = "--trace", exact, "--devices", "2", "--mode", "exact", "--mlps", "rows"
-    found = simulated(*exact_on_two, "--repeated_share", "0.25")
-    assert found["costs"]["repeated_ms"] == pytest.approx(0.5)
-    assert found["rows"][0]["draft_step_ms"] == pytest.approx(4 * (1 + 0.5 + 0.75) + 2)
+    result = simulated(*exact_on_two, "--repeated_share", "0.25")
+    assert result["costs"]["repeated_ms"] == pytest.approx(0.5)
+    assert result["rows"][0]["draft_step_ms"] == pytest.approx(4 * (1 + 0.5 + 0.75) + 2)
 
 
 def test_overlap(exact, simulated):
-    found = simulated("--trace", exact, "--overlap", "--mode", "exact", "--devices", "1")
-    (row,) = found["rows"]
+    result = simulated("--trace", exact, "--overlap", "--mode", "exact", "--devices", "1")
+    (row,) = result["rows"]
     # the first round is accepted in full and its guess is right with β = 3/4: the second draft is then ready
     assert row["target_idle_ms"] == pytest.approx((32 + 8) / 2)
     assert row["drafter_idle_ms"] == pytest.approx((3 / 4 * (80 - 16 - 32) + 1 / 4 * 80 + 80) / 2)
     assert row["threshold"] is None
-    assert any(line.startswith("overlap: ") for line in found["assumptions"])
+    assert any(line.startswith("overlap: ") for line in result["assumptions"])
     slowed = simulated("--trace", exact, "--overlap", "--mode", "exact", "--devices", "1", "--target_contention", "1.5")
     assert slowed["rows"][0]["target_idle_ms"] == row["target_idle_ms"]
     ratio = row["speedup_over_plain"] / slowed["rows"][0]["speedup_over_plain"]
@@ -116,18 +116,18 @@ def test_acceptance_is_that_of_the_rule_if_it_was_recorded(exact, parallel, simu
     assert rows[2]["tokens_per_round"] == 1.5
     (row,) = simulated("--trace", parallel, "--draft_ms", "16", "--devices", "2", "--keep_first", "1")["rows"]
     assert row["acceptance_measured"]
-    found = simulated("--trace", parallel, "--draft_ms", "16", "--thresholds", "0.8", "--devices", "2")
+    result = simulated("--trace", parallel, "--draft_ms", "16", "--thresholds", "0.8", "--devices", "2")
     note = "acceptance as recorded in mode parallel τ=0.9, 2 + 2 lanes: not measured"
-    assert found["rows"][0]["note"] == f"{note} at this threshold, with these first layers kept"
-    assert found["limits"]["note"] == f"{note} in this mode"
+    assert result["rows"][0]["note"] == f"{note} at this threshold, with these first layers kept"
+    assert result["limits"]["note"] == f"{note} in this mode"
 
 
 def test_a_profile_sets_times_and_no_flags(exact, simulated, tmp_path):
     path = save(make_profile(draft=DraftConfig(mode="exact", keep_first=0)), tmp_path / "tuned.json")
-    found = simulated("--trace", exact, "--profile", path, "--devices", "2")
-    assert found["costs"]["draft_ms"] == pytest.approx(10)
-    assert found["costs"]["target_ms"] == pytest.approx({"1": 1000, "5": 1100})
-    assert found["mode"] == "parallel"
+    result = simulated("--trace", exact, "--profile", path, "--devices", "2")
+    assert result["costs"]["draft_ms"] == pytest.approx(10)
+    assert result["costs"]["target_ms"] == pytest.approx({"1": 1000, "5": 1100})
+    assert result["mode"] == "parallel"
 
 
 def test_the_table(exact, parallel, simulate):
