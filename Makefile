@@ -38,8 +38,8 @@ test: $(READY_DEV) ## run the tests, without the slow ones
 test-all: $(READY_DEV) ## run all tests
 	@$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(PYTEST_ARGS)
 
-bench: model ## time the pieces of a round one by one (ARGS="..." for its flags)
-	@$(PY) tools/bench_pieces.py $(ARGS)
+bench: model ## time the parts of a round one by one (ARGS="..." for its flags)
+	@$(PY) tools/bench_round.py $(ARGS)
 
 lint: $(READY_DEV) ## check style and formatting
 	@$(PY) -m ruff check .

@@ -103,7 +103,7 @@ def broken(tmp_path, line, **changes):
 @pytest.mark.parametrize(
     ("line", "changes", "said"),
     [
-        (1, {"kind": "x"}, "line 1: is no trace of pdevis"),
+        (1, {"kind": "x"}, "line 1: is not a pdevis trace"),
         (1, {"version": 2}, "line 1: version = 2: must be 1"),
         (1, {"layers": 0}, "line 1: layers = 0: must be an integer >= 1"),
         (1, {"sizes": {"attention": 1, "mlp": 2}}, "line 1: head is missing"),
@@ -112,7 +112,7 @@ def broken(tmp_path, line, **changes):
         (2, {"kind": "turn"}, "line 2: is neither a generation nor a round"),
         (2, {"gamma": 0}, "line 2: gamma = 0: must be an integer >= 1 or 'auto'"),
         (2, {"overlap": 1}, "line 2: overlap = 1: must be True or False"),
-        (3, {"generation": 4}, "line 3: generation = 4: must be 0, the one that runs"),
+        (3, {"generation": 4}, "line 3: generation = 4: must be 0, the current generation"),
         (3, {"accepted": 3}, "line 3: accepted = 3: must be <= 2"),
         (3, {"steps": 1}, "line 3: steps = 1: must be >= 2"),
         (3, {"verify_seconds": "none"}, "line 3: verify_seconds is missing"),
@@ -140,16 +140,16 @@ def test_other_files(tmp_path):
     with pytest.raises(ValueError, match=r"run.jsonl: cannot be read: No such file"):
         read_trace(path)
     for text, said in (
-        ("", "run.jsonl: is no trace of pdevis: it has no whole line"),
-        ('{"kind": ', "it has no whole line"),
+        ("", "run.jsonl: is not a pdevis trace: it has no complete line"),
+        ('{"kind": ', "it has no complete line"),
         ("hello\n", "line 1: is not JSON"),
-        ("[1]\n", "line 1: is no trace of pdevis"),
+        ("[1]\n", "line 1: is not a pdevis trace"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=said):
             read_trace(path)
     path.write_text(write_trace(tmp_path / "good.jsonl").read_text() + '{"kind": "round", "generation": 0}\n')
-    with pytest.raises(ValueError, match="line 2: generation = 0: none has begun"):
+    with pytest.raises(ValueError, match="line 2: generation = 0: no generation has started"):
         read_trace(path)
 
 

@@ -1,8 +1,8 @@
-"""Time the forwards of a draft on some cores: the one that begins a round, and those behind it.
+"""Time the forwards of a draft on several lists of cores: the first one of a round, and those after it.
 
-python tools/bench_lanes.py --model FOLDER                         # cpu:0 and cpu:0,cpu:1, in turn
+python tools/bench_lanes.py --model FOLDER                         # cpu:0 and cpu:0,cpu:1, interleaved
 python tools/bench_lanes.py --model FOLDER --draft_mode skip --tokens 1
-python tools/bench_lanes.py --model FOLDER --each                  # each repeat on a line: does it come in states?
+python tools/bench_lanes.py --model FOLDER --each                  # print every repeat: is the speed stable?
 """
 
 from __future__ import annotations
@@ -11,34 +11,60 @@ import statistics
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pdevis.cli import Parser, add_draft_flags, draft_config, run_main
+from pdevis.config import DecodeConfig
 from pdevis.util.argtypes import positive_int
 
-PROMPT = list(range(1000, 1120))
+if TYPE_CHECKING:
+    from pdevis.parallel.worker_pool import WorkerPool
+
+PROMPT = list(range(1000, 1120))  # ids
+DRAFTED_ID = 5  # any id
+LATER_FORWARDS = 4  # forwards of a draft after its first one
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", required=True, metavar="NAME", help="folder or hub name of a drafter")
-    parser.add_argument("--precision", default="int8", metavar="FORMAT", help="of its weights (default: int8)")
-    parser.add_argument("--devices", default="cpu:0;cpu:0,cpu:1", metavar="LISTS", help="default: cpu:0;cpu:0,cpu:1")
-    parser.add_argument("--tokens", type=positive_int, default=3, metavar="N", help="of the first forward (default: 3)")
-    parser.add_argument("--draft_vocab", type=positive_int, metavar="N", help="ids that may be drafted (default: all)")
-    parser.add_argument("--repeats", type=positive_int, default=40, metavar="N", help="of each (default: 40)")
-    parser.add_argument("--each", action="store_true", help="print each repeat: ms of a token on each list of devices")
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="folder or hub name of a drafter")
+    add("--precision", default="int8", metavar="FORMAT", help="weight format (default: int8)")
+    add("--devices", default="cpu:0;cpu:0,cpu:1", metavar="LISTS", help="device lists (default: cpu:0;cpu:0,cpu:1)")
+    add("--tokens", type=positive_int, default=3, metavar="N", help="tokens of the first forward (default: 3)")
+    add("--draft_vocab", type=positive_int, metavar="N", help="the drafter proposes ids below N only (default: all)")
+    add("--repeats", type=positive_int, default=40, metavar="N", help="timings of each (default: 40)")
+    add("--each", action="store_true", help="print each repeat: ms of a later forward on each list of devices")
     add_draft_flags(parser)
     return parser
 
 
-def run(args: Namespace) -> None:
-    if args.repeats < 2:
-        raise ValueError(f"--repeats: {args.repeats} must be at least 2, for quartiles")
+@dataclass
+class TimedPool:
+    """The drafter on one list of devices, with its times."""
+
+    devices: str
+    workers: WorkerPool
+    first_ms: list[float] = field(default_factory=list)
+    later_ms: list[float] = field(default_factory=list)  # mean of the forwards after the first
+
+    def time_draft(self, tokens: int) -> None:
+        """Time a draft of one forward over `tokens` tokens, then one with further forwards over one token each."""
+        self.workers.call("start", PROMPT, DecodeConfig(eos_ids=()))
+        self.workers.call("draft", [], 1, None, 0)
+        confirmed = [DRAFTED_ID] * tokens
+        first = self.workers.call("draft", confirmed, 1, None, 0).seconds
+        all_forwards = self.workers.call("draft", confirmed, 1 + LATER_FORWARDS, None, 0).seconds
+        self.first_ms.append(1e3 * first)
+        self.later_ms.append(1e3 * (all_forwards - first) / LATER_FORWARDS)
+
+
+def start_pools(args: Namespace) -> list[TimedPool]:
+    """Load the drafter on each list of devices."""
     import torch
 
-    from pdevis.config import DecodeConfig
     from pdevis.devices import find_device_slots
     from pdevis.loading.checkpoint import find_source, read_config
     from pdevis.loading.model_builder import LoadSpec
@@ -46,7 +72,7 @@ def run(args: Namespace) -> None:
 
     source = find_source(args.model)
     config = read_config(source)
-    plan = LoadSpec(
+    spec = LoadSpec(
         args.model,
         "drafter",
         source=source,
@@ -55,37 +81,44 @@ def run(args: Namespace) -> None:
         precision=args.precision,
         head_rows=args.draft_vocab,
     )
+    return [
+        TimedPool(devices, WorkerPool(spec, find_device_slots(devices, "--devices"), config.vocab_size))
+        for devices in args.devices.split(";")
+    ]
+
+
+def show_times(name: str, pools: Sequence[TimedPool], times_of: Callable[[TimedPool], list[float]]) -> None:
+    """Print medians and quartiles, and the speedup over the first list of devices."""
+    baseline = pools[0]
+    for pool in pools:
+        low, middle, high = statistics.quantiles(times_of(pool), n=4)
+        line = f"{name:20} {pool.devices:12} {middle:6.2f} ms (quartiles {low:.2f} to {high:.2f})"
+        if pool is not baseline:
+            speedups = [a / b for a, b in zip(times_of(baseline), times_of(pool), strict=True)]
+            low, middle, high = statistics.quantiles(speedups, n=4)
+            line += f", {middle:.2f}x {baseline.devices} ({low:.2f} to {high:.2f})"
+        print(line)
+
+
+def run(args: Namespace) -> None:
+    if args.repeats < 2:
+        raise ValueError(f"--repeats: {args.repeats} must be at least 2, for quartiles")
     rule = draft_config(args)
     rule = replace(rule, mode="parallel") if rule.mode == "auto" else rule
-    lists = args.devices.split(";")
-    workers = [WorkerPool(plan, find_device_slots(each, "--devices"), config.vocab_size) for each in lists]
-    what = (f"{args.tokens} tokens, first", f"1 token, {rule.mode}")
-    times: dict[str, list[list[float]]] = {name: [[] for _ in lists] for name in what}
+    pools = start_pools(args)
     try:
-        for each in workers:
-            each.call("configure", rule)
+        for pool in pools:
+            pool.workers.call("configure", rule)
         for _ in range(args.repeats):
-            for i, each in enumerate(workers):
-                each.call("start", PROMPT, DecodeConfig(eos_ids=()))
-                each.call("draft", [], 1, None, 0)
-                alone = each.call("draft", [5] * args.tokens, 1, None, 0).seconds
-                several = each.call("draft", [5] * args.tokens, 5, None, 0).seconds
-                times[what[0]][i].append(1e3 * alone)
-                times[what[1]][i].append(1e3 * (several - alone) / 4)
+            for pool in pools:
+                pool.time_draft(args.tokens)
             if args.each:
-                print(time.strftime("%X"), *(f"{column[-1]:6.2f}" for column in times[what[1]]), flush=True)
+                print(time.strftime("%X"), *(f"{pool.later_ms[-1]:6.2f}" for pool in pools), flush=True)
     finally:
-        for each in workers:
-            each.close()
-    for name, columns in times.items():
-        for devices, column in zip(lists, columns):
-            low, middle, high = statistics.quantiles(column, n=4)
-            print(f"{name:20} {devices:12} {middle:6.2f} ms (quartiles {low:.2f} to {high:.2f})", end="")
-            if column is columns[0]:
-                print()
-                continue
-            low, middle, high = statistics.quantiles([a / b for a, b in zip(columns[0], column)], n=4)
-            print(f", {middle:.2f}x {lists[0]} ({low:.2f} to {high:.2f})")
+        for pool in pools:
+            pool.workers.close()
+    show_times(f"{args.tokens} tokens, first", pools, lambda pool: pool.first_ms)
+    show_times(f"1 token, {rule.mode}", pools, lambda pool: pool.later_ms)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 `SharedMemory` (board.py) is for CPU cores of one machine. `ProcessGroup` is torch.distributed: NCCL between GPUs, gloo
 between CPU processes. Between two cores an exchange takes a few µs through shared memory and some hundred through gloo,
-as long as a small drafter's sublayer (tools/bench_links.py).
+as long as a small drafter's sublayer (tools/bench_collectives.py).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What drafting would cost on other devices and under other rules, worked out from the traces of real runs."""
+"""Simulation of drafting on other devices and under other rules, from the traces of real runs."""

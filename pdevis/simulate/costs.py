@@ -1,9 +1,9 @@
-"""What one drafter forward costs on N devices: the sublayers on its serial path, the head, and what devices exchange.
+"""Cost model of one drafter forward on N devices: sublayers on the serial path, the output head, and exchanges.
 
-It mirrors `drafting.lanes`: layer ℓ lives on device ℓ mod N, so that neighbouring lanes meet different devices; the
-head is cut by vocabulary; after each sublayer step all devices learn all updates. In the exact pass one device runs a
-whole layer, so that only its end is exchanged. Where MLPs are cut by rows, all devices work on each of them, for two
-exchanges; what does not read weights (the norm, 8-bit scales, a rotation) each of them does for itself.
+It mirrors `pdevis.parallel.lanes`: layer ℓ lives on device ℓ mod N, so neighbouring lanes run on different devices; the
+head is split by vocabulary; after each sublayer step every device receives all updates. In an exact pass one device
+runs a whole layer, so only the end of the layer is exchanged. If the MLPs are split by rows, all devices work on each
+of them, which takes two exchanges; the parts that read no weights (norm, 8-bit scales, rotation) run on every device.
 """
 
 from __future__ import annotations
@@ -14,113 +14,135 @@ from pdevis.drafting.schedule import Schedule
 from pdevis.trace import Sizes
 from pdevis.util.validation import check_integer, check_number
 
-AROUND = 2  # exchanges of a forward beside those of its layers: the head's parts, and the token that all embed next
+EXCHANGES_PER_FORWARD = 2  # apart from those of the layers: the parts of the head, and the next token
 
 
 @dataclass(frozen=True)
-class Machine:
+class DeviceSet:
     """The drafter's devices.
 
     Args:
-        devices: N.
-        link_seconds: of one exchange among them.
-        contention: what all N at once take for the work of one, over what one alone takes; 1: devices of their own.
-        cut: whether the MLPs are cut by rows, as between CPU cores.
+        count: N.
+        link_seconds: time of one exchange among them.
+        contention: time of one device's work while all N are busy, divided by its time while the others are idle; 1
+            for devices that share nothing.
+        split_mlps: True if each MLP is split by rows over all devices, as between CPU cores.
     """
 
-    devices: int = 1
+    count: int = 1
     link_seconds: float = 0.0
     contention: float = 1.0
-    cut: bool = False
+    split_mlps: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("devices", self.devices, minimum=1)
+        check_integer("devices", self.count, minimum=1)
         check_number("link_seconds", self.link_seconds, minimum=0)
         check_number("contention", self.contention, minimum=1)
 
     def slowdown(self, busy: int) -> float:
-        """The factor on what a device takes while `busy` of them work."""
-        return 1 + (self.contention - 1) * (busy - 1) / (self.devices - 1) if self.devices > 1 else 1.0
+        """Return the factor on the time of a device's work while `busy` devices work."""
+        return 1 + (self.contention - 1) * (busy - 1) / (self.count - 1) if self.count > 1 else 1.0
 
-    def lanes(self, count: int) -> float:
-        """How many times one lane's time `count` lanes take: N run at once, the rest after them."""
-        whole, rest = divmod(count, self.devices)
-        return whole * self.slowdown(self.devices) + (self.slowdown(rest) if rest else 0.0)
+    def lane_factor(self, lanes: int) -> float:
+        """Return the time of `lanes` lanes divided by the time of one: N run at once, the rest after them."""
+        full_batches, rest = divmod(lanes, self.count)
+        return full_batches * self.slowdown(self.count) + (self.slowdown(rest) if rest else 0.0)
 
     @property
-    def mlp_exchanges(self) -> int:
-        """Of a batch of MLPs."""
-        return 2 if self.cut else 1
+    def exchanges_per_mlp_batch(self) -> int:
+        """Number of exchanges after one batch of MLPs."""
+        return 2 if self.split_mlps else 1
 
-    def exchanges(self, count: int) -> float:
-        """Seconds."""
-        return count * self.link_seconds if self.devices > 1 else 0.0
+    def exchange_seconds(self, count: int) -> float:
+        """Return the time of `count` exchanges; 0 on one device."""
+        return count * self.link_seconds if self.count > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds of one layer's attention, of its MLP and of the head, over one token on one device; `token`: what each
-    further token of a forward adds to it, on any number of devices; `repeated`: of an MLP's, those that each device
-    spends which holds a part of its rows."""
+    """Times of the parts of an exact draft step over one token on one device.
 
-    attention: float
-    mlp: float
-    head: float
+    Args:
+        attention_seconds: one layer's attention.
+        mlp_seconds: one layer's MLP.
+        head_seconds: the output head.
+        layers: number of layers.
+        token_seconds: added by each further token of a forward, on any number of devices.
+        repeated_seconds: the part of an MLP's time that every device spends if the MLP is split by rows.
+    """
+
+    attention_seconds: float
+    mlp_seconds: float
+    head_seconds: float
     layers: int
-    token: float = 0.0
-    repeated: float = 0.0
+    token_seconds: float = 0.0
+    repeated_seconds: float = 0.0
 
     @classmethod
     def divide(
         cls,
-        seconds: float,
+        step_seconds: float,
         layers: int,
         sizes: Sizes,
+        *,
         attention_share: float | None = None,
         head_share: float | None = None,
-        token: float = 0.0,
+        token_seconds: float = 0.0,
         repeated_share: float = 0.0,
     ) -> StepCosts:
-        """Divide an exact step by weights read: decoding reads each of them once, which is what takes its time.
+        """Divide the time of an exact step in proportion to the weights read.
+
+        Decoding reads every weight once, and its time is dominated by that.
 
         Args:
-            seconds: of an exact step on one device.
-            attention_share: the attention's part of a layer, where it has been measured.
-            head_share: the head's part of the step, likewise.
-            token: seconds that each further token of a forward adds.
-            repeated_share: the part of an MLP's time that each device repeats.
+            step_seconds: an exact step on one device.
+            layers: number of layers.
+            sizes: weights read by each part.
+            attention_share: measured fraction of a layer's time spent in its attention; None: by weights.
+            head_share: measured fraction of the step's time spent in the head; None: by weights.
+            token_seconds: added by each further token of a forward.
+            repeated_share: fraction of an MLP's time that each device repeats.
         """
         layer = sizes.attention + sizes.mlp
         attention = sizes.attention / layer if attention_share is None else attention_share
         head = sizes.head / (sizes.head + layers * layer) if head_share is None else head_share
-        each = seconds * (1 - head) / layers
-        mlp = (1 - attention) * each
-        return cls(attention * each, mlp, head * seconds, layers, token, repeated_share * mlp)
+        layer_seconds = step_seconds * (1 - head) / layers
+        mlp_seconds = (1 - attention) * layer_seconds
+        return cls(
+            attention_seconds=attention * layer_seconds,
+            mlp_seconds=mlp_seconds,
+            head_seconds=head * step_seconds,
+            layers=layers,
+            token_seconds=token_seconds,
+            repeated_seconds=repeated_share * mlp_seconds,
+        )
 
-    def exact(self, machine: Machine, tokens: int = 1) -> float:
-        """Seconds of an exact pass over some tokens: layer after layer."""
-        layers = self.layers * (self.attention + self._mlps(1, machine))
-        exchanges = self.layers * (1 + machine.mlp_exchanges if machine.cut else 1)
-        return layers + machine.exchanges(exchanges) + self._end(machine) + (tokens - 1) * self.token
+    def exact_seconds(self, devices: DeviceSet, tokens: int = 1) -> float:
+        """Return the time of an exact pass over `tokens` tokens: layer after layer."""
+        layers = self.layers * (self.attention_seconds + self._mlp_batch_seconds(1, devices))
+        exchanges = self.layers * (1 + devices.exchanges_per_mlp_batch if devices.split_mlps else 1)
+        further_tokens = (tokens - 1) * self.token_seconds
+        return layers + devices.exchange_seconds(exchanges) + self._end_seconds(devices) + further_tokens
 
-    def planned(self, schedule: Schedule, machine: Machine) -> float:
-        """Seconds of a forward under a schedule; what it leaves out costs nothing."""
-        seconds = self._end(machine)
+    def scheduled_seconds(self, schedule: Schedule, devices: DeviceSet) -> float:
+        """Return the time of a forward over one token under a schedule; dropped layers take none."""
+        seconds = self._end_seconds(devices)
         for group in schedule.groups:
             lanes = len(group.layers)
-            seconds += self.attention * machine.lanes(lanes)
+            seconds += self.attention_seconds * devices.lane_factor(lanes)
             for first in range(0, lanes, group.mlp_lanes):
-                seconds += self._mlps(min(group.mlp_lanes, lanes - first), machine)
-            seconds += machine.exchanges(1 + (group.depth - 1) * machine.mlp_exchanges)
+                seconds += self._mlp_batch_seconds(min(group.mlp_lanes, lanes - first), devices)
+            seconds += devices.exchange_seconds(1 + (group.depth - 1) * devices.exchanges_per_mlp_batch)
         return seconds
 
-    def _mlps(self, count: int, machine: Machine) -> float:
-        """Of one batch."""
-        if not machine.cut or machine.devices == 1:
-            return self.mlp * machine.lanes(count)
-        part = (self.mlp - self.repeated) / machine.devices * machine.slowdown(machine.devices)
-        return count * (self.repeated + part)
+    def _mlp_batch_seconds(self, count: int, devices: DeviceSet) -> float:
+        """Return the time of `count` MLPs that start from the same hidden state."""
+        if not devices.split_mlps or devices.count == 1:
+            return self.mlp_seconds * devices.lane_factor(count)
+        split = (self.mlp_seconds - self.repeated_seconds) / devices.count * devices.slowdown(devices.count)
+        return count * (self.repeated_seconds + split)
 
-    def _end(self, machine: Machine) -> float:
-        head = self.head / machine.devices * machine.slowdown(machine.devices)
-        return head + machine.exchanges(AROUND)
+    def _end_seconds(self, devices: DeviceSet) -> float:
+        """Return the time of the head and of the exchanges that belong to no layer."""
+        head = self.head_seconds / devices.count * devices.slowdown(devices.count)
+        return head + devices.exchange_seconds(EXCHANGES_PER_FORWARD)

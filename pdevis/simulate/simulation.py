@@ -1,5 +1,7 @@
-"""The simulation as one JSON-ready object: a row for each number of devices and threshold, the limits, and what was
-assumed."""
+"""The simulation: one row per number of devices and threshold, the limits of any drafter, and the assumptions.
+
+`Simulation.as_dict` is the JSON object that `python -m pdevis.simulate --json` prints.
+"""
 
 from __future__ import annotations
 
@@ -9,158 +11,271 @@ from typing import Any
 
 from pdevis.config import DraftConfig
 from pdevis.decoding.gamma import RoundCosts
-from pdevis.simulate.costs import Machine, StepCosts
-from pdevis.simulate.replay import Outcome, predict, run_rounds
+from pdevis.simulate.costs import DeviceSet, StepCosts
+from pdevis.simulate.replay import RunTotals, simulate_drafts, simulate_rounds
 from pdevis.simulate.trace_reader import Trace
-from pdevis.simulate.trace_selection import Chosen, Timing, choose, rule_name
+from pdevis.simulate.trace_selection import SelectedTrace, Timing, select_trace
+from pdevis.trace import Sizes
+from pdevis.util.labels import format_rule
+
+EXACT = DraftConfig(mode="exact")
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What is simulated.
+class SimulationSettings:
+    """Settings of a simulation.
 
     Args:
-        draft: the rule; its threshold and windows are replaced row by row.
-        thresholds: none for `exact`.
+        rule: the drafting rule; its threshold and windows are replaced row by row.
+        thresholds: empty for `exact`.
+        device_counts: numbers of devices.
         window: None: as many as there are devices.
-        machine: the drafter's; its devices are replaced row by row.
-        repeated_share: of an MLP's time, as in `StepCosts.divide`.
-        target_contention: as for `run_rounds`.
+        devices: the drafter's devices; their number is replaced row by row.
+        overlap: draft during verification.
+        attention_share, head_share, repeated_share: as for `StepCosts.divide`.
+        target_contention: slowdown of target and drafter while both work.
     """
 
-    draft: DraftConfig
+    rule: DraftConfig
     thresholds: tuple[float, ...]
-    devices: tuple[int, ...]
+    device_counts: tuple[int, ...]
     window: int | None
-    machine: Machine
+    devices: DeviceSet
     overlap: bool
     attention_share: float | None = None
     head_share: float | None = None
     repeated_share: float = 0.0
     target_contention: float = 1.0
 
-    def at(self, threshold: float | None, devices: int) -> tuple[DraftConfig, Machine]:
-        """The rule and the machine of one row."""
-        draft = replace(self.draft, window=self.window or devices)
-        draft = draft if threshold is None else replace(draft, threshold=threshold)
-        return draft, replace(self.machine, devices=devices)
+    def __post_init__(self) -> None:
+        assert bool(self.thresholds) == (self.rule.mode != "exact"), "exact has no threshold, the others have"
+
+    def row_rule(self, threshold: float | None, device_count: int) -> DraftConfig:
+        """Return the rule of one row."""
+        rule = replace(self.rule, window=self.window or device_count)
+        return rule if threshold is None else replace(rule, threshold=threshold)
 
 
-def simulate(traces: Sequence[Trace], timing: Timing, setup: Setup) -> dict[str, Any]:
-    """All rows and limits. Raises ValueError like `predict`."""
-    costs, first = timing.costs, traces[0]
-    shares = setup.attention_share, setup.head_share, timing.token_seconds, setup.repeated_share
-    step = StepCosts.divide(costs.draft_seconds, first.layers, first.sizes, *shares)
-    exact = choose(traces, DraftConfig(mode="exact"))
-    drafting = predict(exact.trace, DraftConfig(mode="exact"), step)
-    base = run_rounds(exact.trace, drafting, costs.verify)
-    if not base.drafted:
-        raise ValueError(f"{exact.trace.name}: nothing was drafted in its {base.rounds} rounds")
-    rows = [
-        {"devices": devices, "threshold": threshold} | _row(traces, draft, machine, step, costs, base, setup)
-        for devices in setup.devices
-        for threshold in setup.thresholds or (None,)
-        for draft, machine in [setup.at(threshold, devices)]
-    ]
-    return {
-        "mode": setup.draft.mode,
-        "overlap": setup.overlap,
-        "traces": [_described(trace) for trace in traces],
-        "costs": {
-            "draft_ms": 1000 * costs.draft_seconds,
-            "draft_from": timing.draft_from,
-            "target_ms": {str(width): 1000 * seconds for width, seconds in sorted(costs.verify_seconds.items())},
-            "target_from": timing.verify_from,
-            "attention_ms": 1000 * step.attention,
-            "mlp_ms": 1000 * step.mlp,
-            "head_ms": 1000 * step.head,
-            "token_ms": 1000 * step.token,
-            "repeated_ms": 1000 * step.repeated,
-            "link_us": 1e6 * setup.machine.link_seconds,
-            "contention": setup.machine.contention,
-            "target_contention": setup.target_contention,
-        },
-        "rows": rows,
-        "limits": _limits(exact, base, costs),
-        "assumptions": _assumptions(costs, setup),
-    }
+@dataclass(frozen=True)
+class TraceSummary:
+    """The contents of one trace, in numbers."""
+
+    file: str
+    rule: str
+    layers: int
+    sizes: Sizes
+    generations: int
+    rounds: int
+    steps: int
 
 
-def _row(
+@dataclass(frozen=True)
+class CostSummary:
+    """The costs used. `target_ms`: by tokens of a forward; the parts of a step are on one device."""
+
+    draft_ms: float
+    draft_from: str
+    target_ms: dict[str, float]
+    target_from: str
+    attention_ms: float
+    mlp_ms: float
+    head_ms: float
+    token_ms: float
+    repeated_ms: float
+    link_us: float
+    contention: float
+    target_contention: float
+
+
+@dataclass(frozen=True)
+class SimulationRow:
+    """The result for one number of devices and one threshold; idle times are per round.
+
+    `threshold`, `attention_window` and `mlp_window` are None if the mode has none; `note` as in `SelectedTrace`.
+    """
+
+    devices: int
+    threshold: float | None
+    attention_window: int | None
+    mlp_window: int | None
+    draft_step_ms: float | None
+    draft_speedup: float | None
+    speedup_over_plain: float
+    speedup_over_exact: float
+    target_idle_ms: float
+    drafter_idle_ms: float
+    serial_depth: float | None
+    tokens_per_round: float
+    acceptance_rate: float | None
+    acceptance_measured: bool
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a faster drafter, and one that drafts during verification, gain over `exact` on one device."""
+
+    rounds: int
+    draft_ms_per_round: float
+    verify_ms_per_round: float
+    draft_share: float
+    amdahl: float
+    perfect_overlap: float
+    exact_over_plain: float
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The result of a simulation."""
+
+    mode: str
+    overlap: bool
+    traces: list[TraceSummary]
+    costs: CostSummary
+    rows: list[SimulationRow]
+    limits: Limits
+    assumptions: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result ready for JSON."""
+        return asdict(self)
+
+
+def simulate(traces: Sequence[Trace], timing: Timing, settings: SimulationSettings) -> Simulation:
+    """Simulate all rows and limits. Raises ValueError as `simulate_drafts`, and if nothing was drafted."""
+    costs = timing.costs
+    step = StepCosts.divide(
+        costs.draft_seconds,
+        traces[0].layers,
+        traces[0].sizes,
+        attention_share=settings.attention_share,
+        head_share=settings.head_share,
+        token_seconds=timing.token_seconds,
+        repeated_share=settings.repeated_share,
+    )
+    exact = select_trace(traces, EXACT)
+    baseline = simulate_rounds(exact.trace, simulate_drafts(exact.trace, EXACT, step), costs.verify)
+    if not baseline.drafted:
+        raise ValueError(f"{exact.trace.name}: nothing was drafted in its {baseline.rounds} rounds")
+    return Simulation(
+        mode=settings.rule.mode,
+        overlap=settings.overlap,
+        traces=[_summarize_trace(trace) for trace in traces],
+        costs=_summarize_costs(timing, step, settings),
+        rows=[
+            _simulate_row(traces, threshold, device_count, costs=costs, step=step, baseline=baseline, settings=settings)
+            for device_count in settings.device_counts
+            for threshold in settings.thresholds or (None,)
+        ],
+        limits=_limits(exact, baseline, costs),
+        assumptions=_assumptions(costs, settings),
+    )
+
+
+def _simulate_row(
     traces: Sequence[Trace],
-    draft: DraftConfig,
-    machine: Machine,
-    step: StepCosts,
+    threshold: float | None,
+    device_count: int,
+    *,
     costs: RoundCosts,
-    base: Outcome,
-    setup: Setup,
-) -> dict[str, Any]:
-    chosen = choose(traces, draft)
-    drafting = predict(chosen.trace, draft, step, machine)
-    guess = step.exact(machine) if setup.overlap else None
-    ran = run_rounds(chosen.trace, drafting, costs.verify, guess, setup.target_contention)
-    seconds = drafting.step_seconds
-    return {
-        "attention_window": draft.attention_lanes if draft.mode == "parallel" else None,
-        "mlp_window": draft.mlp_lanes if draft.mode == "parallel" else None,
-        "draft_step_ms": None if seconds is None else 1000 * seconds,
-        "draft_speedup": costs.draft_seconds / seconds if seconds else None,
-        "speedup_over_plain": ran.tokens_per_second * costs.verify(1),
-        "speedup_over_exact": ran.tokens_per_second / base.tokens_per_second,
-        "target_idle_ms": 1000 * ran.target_idle / ran.rounds,
-        "drafter_idle_ms": 1000 * ran.drafter_idle / ran.rounds,
-        "serial_depth": drafting.serial_depth,
-        "tokens_per_round": ran.tokens / ran.rounds,
-        "acceptance_rate": ran.accepted / ran.drafted if ran.drafted else None,
-        "acceptance_measured": chosen.note is None,
-        "note": chosen.note,
-    }
+    step: StepCosts,
+    baseline: RunTotals,
+    settings: SimulationSettings,
+) -> SimulationRow:
+    rule, devices = settings.row_rule(threshold, device_count), replace(settings.devices, count=device_count)
+    selected = select_trace(traces, rule)
+    drafts = simulate_drafts(selected.trace, rule, step, devices)
+    totals = simulate_rounds(
+        selected.trace,
+        drafts,
+        costs.verify,
+        guess_seconds=step.exact_seconds(devices) if settings.overlap else None,
+        contention=settings.target_contention,
+    )
+    step_seconds = drafts.step_seconds
+    return SimulationRow(
+        devices=device_count,
+        threshold=threshold,
+        attention_window=rule.attention_lanes if rule.mode == "parallel" else None,
+        mlp_window=rule.mlp_lanes if rule.mode == "parallel" else None,
+        draft_step_ms=None if step_seconds is None else 1000 * step_seconds,
+        draft_speedup=costs.draft_seconds / step_seconds if step_seconds else None,
+        speedup_over_plain=totals.tokens_per_second * costs.verify(1),
+        speedup_over_exact=totals.tokens_per_second / baseline.tokens_per_second,
+        target_idle_ms=1000 * totals.target_idle_seconds / totals.rounds,
+        drafter_idle_ms=1000 * totals.drafter_idle_seconds / totals.rounds,
+        serial_depth=drafts.serial_depth,
+        tokens_per_round=totals.tokens / totals.rounds,
+        acceptance_rate=totals.accepted / totals.drafted if totals.drafted else None,
+        acceptance_measured=selected.note is None,
+        note=selected.note,
+    )
 
 
-def _limits(exact: Chosen, base: Outcome, costs: RoundCosts) -> dict[str, Any]:
-    """What a faster drafter, and one that works beside the target, could bring over `exact` on one device."""
-    return {
-        "rounds": base.rounds,
-        "draft_ms_per_round": 1000 * base.target_idle / base.rounds,
-        "verify_ms_per_round": 1000 * base.verify_seconds / base.rounds,
-        "draft_share": base.target_idle / base.seconds,
-        "amdahl": base.seconds / base.verify_seconds,
-        "perfect_overlap": base.seconds / max(base.target_idle, base.verify_seconds),
-        "exact_over_plain": base.tokens_per_second * costs.verify(1),
-        "note": exact.note,
-    }
+def _limits(exact: SelectedTrace, baseline: RunTotals, costs: RoundCosts) -> Limits:
+    draft_seconds = baseline.target_idle_seconds
+    return Limits(
+        rounds=baseline.rounds,
+        draft_ms_per_round=1000 * draft_seconds / baseline.rounds,
+        verify_ms_per_round=1000 * baseline.verify_seconds / baseline.rounds,
+        draft_share=draft_seconds / baseline.seconds,
+        amdahl=baseline.seconds / baseline.verify_seconds,
+        perfect_overlap=baseline.seconds / max(draft_seconds, baseline.verify_seconds),
+        exact_over_plain=baseline.tokens_per_second * costs.verify(1),
+        note=exact.note,
+    )
 
 
-def _described(trace: Trace) -> dict[str, Any]:
+def _summarize_trace(trace: Trace) -> TraceSummary:
     rounds = list(trace.rounds)
-    return {
-        "file": trace.name,
-        "rule": rule_name(trace.rule),
-        "layers": trace.layers,
-        "sizes": asdict(trace.sizes),
-        "generations": len(trace.generations),
-        "rounds": len(rounds),
-        "steps": sum(each.steps for each in rounds),
-    }
+    return TraceSummary(
+        file=trace.name,
+        rule=format_rule(trace.rule, "lanes"),
+        layers=trace.layers,
+        sizes=trace.sizes,
+        generations=len(trace.generations),
+        rounds=len(rounds),
+        steps=sum(traced.steps for traced in rounds),
+    )
 
 
-def _assumptions(costs: RoundCosts, setup: Setup) -> list[str]:
+def _summarize_costs(timing: Timing, step: StepCosts, settings: SimulationSettings) -> CostSummary:
+    verify_seconds = sorted(timing.costs.verify_seconds.items())
+    return CostSummary(
+        draft_ms=1000 * timing.costs.draft_seconds,
+        draft_from=timing.draft_from,
+        target_ms={str(width): 1000 * seconds for width, seconds in verify_seconds},
+        target_from=timing.verify_from,
+        attention_ms=1000 * step.attention_seconds,
+        mlp_ms=1000 * step.mlp_seconds,
+        head_ms=1000 * step.head_seconds,
+        token_ms=1000 * step.token_seconds,
+        repeated_ms=1000 * step.repeated_seconds,
+        link_us=1e6 * settings.devices.link_seconds,
+        contention=settings.devices.contention,
+        target_contention=settings.target_contention,
+    )
+
+
+def _assumptions(costs: RoundCosts, settings: SimulationSettings) -> list[str]:
     widths = sorted(costs.verify_seconds)
     plain = f"plain decoding takes {1000 * costs.verify(1):.2f} ms a token"
     if 1 not in widths:
         plain += f" (a forward over {widths[0]}: none over 1 was timed)"
     elif len(widths) == 1:
         plain += ", as long as a forward over several"
-    link = f"an exchange {1e6 * setup.machine.link_seconds:g} µs" if setup.machine.link_seconds else "exchanges nothing"
+    devices = settings.devices
+    exchange = f"an exchange takes {1e6 * devices.link_seconds:g} µs" if devices.link_seconds else "exchanges are free"
     lines = [
-        "times are in proportion to the weights read; "
-        f"{link}; a contention of {setup.machine.contention:g}; "
-        f"{'each MLP cut by rows' if setup.machine.cut else 'whole MLPs'} on several devices",
-        f"{plain}; a rule that drafts differently is accepted as recorded",
+        f"times are in proportion to the weights read; {exchange}; contention is {devices.contention:g}; on several "
+        f"devices {'each MLP is split by rows' if devices.split_mlps else 'each MLP runs on one'}",
+        f"{plain}; acceptance is as recorded, also for a rule that drafts differently",
     ]
-    if setup.overlap:
+    if settings.overlap:
         lines.append(
-            "overlap: a draft made ahead counts where all was accepted and the guess was right, as recorded, else at "
-            f"β; while target and drafter both work, each takes {setup.target_contention:g} times as long"
+            "overlap: a draft made during verification is used if all was accepted and the guessed bonus token was "
+            "right, as recorded, else with probability β; while target and drafter both work, each takes "
+            f"{settings.target_contention:g} times as long"
         )
     return lines

@@ -1,16 +1,15 @@
-"""How long forwards take: whole ones over k tokens, their sublayers, and a round under several thread counts.
+"""Timing of forwards: whole ones over k tokens, their sublayers, and a round under several thread counts.
 
-Every forward is behind the same text and is rewound; the models take turns, so that a drifting machine hurts both.
-
-Shapes: T = tokens of a forward.
+Every forward follows the same context and is rewound. The two models are timed interleaved, so that a machine whose
+speed drifts affects both alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,89 +20,91 @@ if TYPE_CHECKING:
     from pdevis.models.causal_lm import CausalLM
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)  # tokens of a forward
-ROUND = 4  # draft tokens of the round that thread counts are compared by
-BEHIND = 64  # tokens of text in the cache, at least, where the text has so many
+ROUND_GAMMA = 4  # draft tokens of the round that thread counts are compared by
+MIN_CONTEXT_TOKENS = 64  # in the KV cache before a timed forward, if the model's context allows
 SUBLAYERS = ("attention", "mlp", "head")
 
 
-def now(device: torch.device) -> float:
-    """The time, once the device has done what it was told."""
+def synchronized_time(device: torch.device) -> float:
+    """Return `perf_counter` after the device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-class Timed:
-    """A model behind a text, ready for forwards that leave no trace.
+class TimedModel:
+    """A model with a context in its KV cache, ready for forwards that leave the cache unchanged.
 
     Args:
         model: its cache is used.
-        text: ids; the last `max(WIDTHS)` are what is run, the others stand in the cache.
+        text: ids. The last `max(WIDTHS)` are the input of the timed forwards, the others their context.
+
+    Raises:
+        ValueError: the model's context is too short.
     """
 
     def __init__(self, model: CausalLM, text: Sequence[int]) -> None:
         self.model = model
-        known = [min(token, model.vocab_size - 1) for token in text]  # as the drafter does
-        while len(known) < BEHIND + max(WIDTHS):
-            known = known + known
-        known = known[: min(len(known), model.context_length)]
-        split = len(known) - max(WIDTHS)
-        if split < 1:
+        ids = [min(token, model.vocab_size - 1) for token in text]  # as the drafter does
+        while len(ids) < MIN_CONTEXT_TOKENS + max(WIDTHS):
+            ids = ids + ids
+        ids = ids[: min(len(ids), model.context_length)]
+        self.context_tokens = len(ids) - max(WIDTHS)
+        if self.context_tokens < 1:
             raise ValueError(f"context of {model.context_length} tokens: must be above {max(WIDTHS)} to be tuned")
-        self.ids = torch.tensor(known[split:], device=model.device)
-        self.start = split
+        self.ids = torch.tensor(ids[self.context_tokens :], device=model.device)
         model.rewind(0)
         with torch.inference_mode():
-            model.prefill(torch.tensor(known[:split], device=model.device))
-        model.tokens = []  # nobody may take this for a prompt
+            model.prefill(torch.tensor(ids[: self.context_tokens], device=model.device))
+        model.tokens = []  # no generation may reuse this as its prefix
 
     @torch.inference_mode()
-    def forward(self, width: int) -> float:
-        """Seconds of a forward over `width` tokens and the argmax of each."""
-        begin = now(self.model.device)
+    def forward_seconds(self, width: int) -> float:
+        """Time a forward over `width` tokens and the argmax of each."""
+        begin = synchronized_time(self.model.device)
         self.model.forward(self.ids[:width]).argmax(-1).tolist()
-        seconds = now(self.model.device) - begin
-        self.model.rewind(self.start)
+        seconds = synchronized_time(self.model.device) - begin
+        self.model.rewind(self.context_tokens)
         return seconds
 
     @torch.inference_mode()
-    def sublayers(self, width: int) -> dict[str, float]:
-        """Median seconds of one attention, one MLP, and the output head; nothing for a model that hides them."""
+    def sublayer_seconds(self, width: int) -> dict[str, float]:
+        """Return median times of one attention, one MLP, and the output head; empty without sublayer access."""
         stack = self.model
         if not isinstance(stack, DecoderStack):
             return {}
         step, h = stack.begin(width), stack.embed(self.ids[:width])
-        seconds: dict[str, list[float]] = {name: [] for name in SUBLAYERS}
+        samples: dict[str, list[float]] = {name: [] for name in SUBLAYERS}
 
-        def timed(name: str, function: object, *inputs: object) -> Tensor:
-            begin = now(stack.device)
-            result = function(*inputs)
-            seconds[name].append(now(stack.device) - begin)
-            return result
+        def timed(name: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+            begin = synchronized_time(stack.device)
+            output = function(*inputs)
+            samples[name].append(synchronized_time(stack.device) - begin)
+            return output
 
         for layer in range(len(stack.layers)):
             h = h + timed("attention", stack.attention, layer, h, step)
             h = h + timed("mlp", stack.mlp, layer, h)
-        timed("head", stack.logits, h)  # the step is not committed: its cache entries are scratch
-        return {name: median(values) for name, values in seconds.items()}
+        timed("head", stack.logits, h)  # the step is not committed: its cache entries will be overwritten
+        return {name: median(values) for name, values in samples.items()}
 
 
-def forward_seconds(models: dict[str, Timed], widths: Iterable[int], repeats: int) -> dict[str, dict[int, float]]:
-    """Median seconds by model and width; one round of all widths goes before, untimed."""
+def time_forwards(models: dict[str, TimedModel], widths: Iterable[int], repeats: int) -> dict[str, dict[int, float]]:
+    """Return median seconds by model and width, after one untimed forward of the first and of the last width."""
     widths = list(widths)
-    found: dict[str, dict[int, list[float]]] = {name: {width: [] for width in widths} for name in models}
+    samples: dict[str, dict[int, list[float]]] = {name: {width: [] for width in widths} for name in models}
     for repeat in range(repeats + 1):
         for width in widths if repeat % 2 else reversed(widths):
             for name, model in models.items():
                 if repeat or width in (widths[0], widths[-1]):
-                    seconds = model.forward(width)
+                    seconds = model.forward_seconds(width)
                     if repeat:
-                        found[name][width].append(seconds)
-    return {name: {width: median(values) for width, values in each.items()} for name, each in found.items()}
+                        samples[name][width].append(seconds)
+    return {name: {width: median(values) for width, values in by_width.items()} for name, by_width in samples.items()}
 
 
 def thread_counts(cores: int, current: int) -> list[int]:
-    """1, 2, 4, … and all cores, and what torch has chosen."""
+    """Return the thread counts to compare: powers of 2 up to all cores, all cores, and torch's current setting."""
     counts = {1, cores, current}
     power = 2
     while power < cores:
@@ -112,24 +113,34 @@ def thread_counts(cores: int, current: int) -> list[int]:
     return sorted(counts)
 
 
-def thread_seconds(models: dict[str, Timed], counts: Sequence[int], repeats: int) -> dict[int, dict[str, float]]:
-    """Median seconds by thread count: "draft" of a draft step, "verify" of a forward over a round's tokens, "round".
+def time_thread_counts(
+    models: dict[str, TimedModel], counts: Sequence[int], repeats: int
+) -> dict[int, dict[str, float]]:
+    """Return median seconds by thread count: "draft" of a draft step, "verify" of a verification, "round" of both.
 
-    `models` are "target" and "draft"; one on a GPU has no part in it. torch's thread count is left as it was.
+    A model on a GPU is left out. torch's thread count is restored.
+
+    Args:
+        models: "target" and "draft".
+        counts: thread counts.
+        repeats: timings of each.
     """
-    before = torch.get_num_threads()
-    kinds = {"target": ("verify", ROUND + 1), "draft": ("draft", 1)}
-    on_cpu = [(*kinds[name], model) for name, model in models.items() if model.model.device.type == "cpu"]
-    found: dict[int, dict[str, list[float]]] = {count: {name: [] for name, *_ in on_cpu} for count in counts}
+    initial = torch.get_num_threads()
+    forwards = {"target": ("verify", ROUND_GAMMA + 1), "draft": ("draft", 1)}
+    on_cpu = [(*forwards[name], model) for name, model in models.items() if model.model.device.type == "cpu"]
+    samples: dict[int, dict[str, list[float]]] = {count: {name: [] for name, *_ in on_cpu} for count in counts}
     try:
         for _ in range(repeats):
             for count in counts:
                 torch.set_num_threads(count)
                 for name, width, model in on_cpu:
-                    model.forward(1)  # the threads are made here
-                    found[count][name].append(model.forward(width))
+                    model.forward_seconds(1)  # starts the threads
+                    samples[count][name].append(model.forward_seconds(width))
     finally:
-        torch.set_num_threads(before)
-    steps = {"draft": ROUND, "verify": 1}
-    medians = {count: {name: median(values) for name, values in each.items()} for count, each in found.items()}
-    return {count: each | {"round": sum(steps[name] * each[name] for name in each)} for count, each in medians.items()}
+        torch.set_num_threads(initial)
+    steps = {"draft": ROUND_GAMMA, "verify": 1}
+    medians = {count: {name: median(values) for name, values in by_name.items()} for count, by_name in samples.items()}
+    return {
+        count: seconds | {"round": sum(steps[name] * seconds[name] for name in seconds)}
+        for count, seconds in medians.items()
+    }

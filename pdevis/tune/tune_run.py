@@ -1,4 +1,4 @@
-"""The tuning run: load, measure, choose, check the choice, show it, and write the profile."""
+"""The tuning run: load, measure, choose, check the choice, print it, and write the profile."""
 
 from __future__ import annotations
 
@@ -7,200 +7,239 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from pdevis.benchmarks.runs.provenance import hardware, now, versions
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.catalog import resolve
 from pdevis.models.stack import DecoderStack
 from pdevis.pair import SpeculativePair, load_pair
 from pdevis.profile import DEVICE_FLAGS, Profile, encode_profile, this_machine
-from pdevis.tune.acceptance import DRAFTED, Rehearsal, divergences, rehearse
-from pdevis.tune.selection import Candidate, best, best_draft_length, best_threads, candidate, round_seconds, rules
-from pdevis.tune.timing import WIDTHS, Timed, forward_seconds, thread_counts, thread_seconds
-from pdevis.tune.tune_report import Check, Found, evidence
-from pdevis.tune.tune_table import show_choice, show_found
+from pdevis.tune.acceptance import REPLAY_GAMMA, DraftReplay, layer_divergences
+from pdevis.tune.selection import (
+    Candidate,
+    choose_candidate,
+    choose_gamma,
+    choose_threads,
+    predicted_round_seconds,
+    rules_to_try,
+)
+from pdevis.tune.timing import WIDTHS, TimedModel, thread_counts, time_forwards, time_thread_counts
+from pdevis.tune.tune_report import ChoiceCheck, Measurements, TuneResult, describe_result
+from pdevis.tune.tune_table import show_choice, show_measurements
 from pdevis.util.console import make_console
 from pdevis.util.files import prepare_output_file, write_atomic
 from pdevis.util.prompts import PROMPTS
+from pdevis.util.provenance import hardware, now, versions
 
 THREAD_REPEATS = 3
 
 
-class Progress:
-    """Lines on stderr, each with the seconds since the start."""
+class StderrLog:
+    """Prints lines on stderr, each with the seconds since the start."""
 
     def __init__(self) -> None:
-        self.begin = time.perf_counter()
+        self.start = time.perf_counter()
 
     def __call__(self, text: str) -> None:
-        print(f"[{time.perf_counter() - self.begin:4.0f} s] {text}", file=sys.stderr, flush=True)
+        print(f"[{time.perf_counter() - self.start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A prompt and the target's own greedy text behind it, as ids."""
+class TargetText:
+    """A prompt and the text that the target has written after it by greedy decoding, as ids."""
 
     prompt: list[int]
     text: list[int]
 
 
 def run_tune(args: argparse.Namespace) -> int:
-    """Tune as the flags of `python -m pdevis.tune` say; returns the exit code.
+    """Tune with the flags of `python -m pdevis.tune`, and return the exit code.
 
     Raises:
-        ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: nothing has been written.
+        ValueError, OSError: a user's mistake or a failing disk, in one line. KeyboardInterrupt: no file was written.
     """
     prepare_output_file(args.output)
     if args.output.exists() and not args.overwrite:
         raise ValueError(f"--output {args.output}: already exists: --overwrite replaces it")
     if args.prompts > len(PROMPTS):
         raise ValueError(f"--prompts: {args.prompts} must be at most {len(PROMPTS)}, the built-in prompts")
-    threads, say = torch.get_num_threads(), Progress()
+    initial_threads, log = torch.get_num_threads(), StderrLog()
     try:
-        results = [tune_pair(args, formats, say) for formats in _formats(args)]
+        results = [tune_formats(args, target, drafter, log) for target, drafter in _format_pairs(args)]
     except KeyboardInterrupt:
         print(f"stopped: {args.output} has not been written", file=sys.stderr)
         raise
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(initial_threads)
     console = make_console()
-    for _, found in results:
-        show_found(console, found)
-    profile, found = max(results, key=lambda each: each[1].expected_rate)
-    show_choice(console, profile, found, [each for _, each in results])
-    others = [each for _, each in results if each is not found]
-    write_atomic(args.output, encode_profile(profile, now(), {"versions": versions(), **evidence(found, others)}))
-    say(f"written: {args.output}; use it with --profile {args.output}")
+    for result in results:
+        show_measurements(console, result)
+    best = max(results, key=lambda result: result.expected_rate)
+    show_choice(console, best, results)
+    evidence = {"versions": versions(), **describe_result(best, [result for result in results if result is not best])}
+    write_atomic(args.output, encode_profile(best.profile, now(), evidence))
+    log(f"written: {args.output}; use it with --profile {args.output}")
     return 0
 
 
-def tune_pair(args: argparse.Namespace, formats: tuple[str, str], say: Progress) -> tuple[Profile, Found]:
-    """Load the models in these formats (target, drafter), measure and choose."""
-    asked = {name: getattr(args, name) for name in DEVICE_FLAGS}
-    asked |= {"target_model": _lasting(args.target_model), "drafter_model": _lasting(args.drafter_model)}
-    asked |= {"target_precision": formats[0], "draft_precision": formats[1]}
-    options = {name: value for name, value in asked.items() if not name.endswith("_model")}
-    pair = load_pair(asked["target_model"], asked["drafter_model"], **options, on_progress=say)
+def tune_formats(args: argparse.Namespace, target_format: str, drafter_format: str, log: StderrLog) -> TuneResult:
+    """Load the models in these weight formats, measure them, and choose."""
+    models = {name: getattr(args, name) for name in DEVICE_FLAGS} | {
+        "target_model": _absolute_name(args.target_model),
+        "drafter_model": _absolute_name(args.drafter_model),
+        "target_precision": target_format,
+        "draft_precision": drafter_format,
+    }
+    pair = _load(models, log)
+    texts = write_texts(pair, args.prompts, args.length, log)
+    measured = measure_models(pair, texts, args.repeats, log)
+    rules = rules_to_try(args.modes, args.thresholds, isinstance(pair.drafter, DecoderStack))
+    candidates = try_rules(rules, pair, texts, measured.forward_seconds["target"], log)
+    chosen = choose_candidate(candidates)
+    profile = Profile(
+        name=args.output.name,
+        models=models,
+        draft=chosen.rule,
+        gamma=chosen.gamma,
+        threads=measured.threads,
+        costs=chosen.costs(chosen.gamma),
+        pair=pair.labels,
+        machine={**this_machine(), **(hardware(pair) or {}), "threads": measured.threads},
+    )
+    log("the choice against plain decoding")
+    check = check_choice(pair, profile, PROMPTS[args.prompts % len(PROMPTS)], args.length)
+    gamma = choose_gamma(
+        chosen.drafting_pays, chosen.gamma, fixed_rate=check.rates["fixed"], auto_rate=check.rates["auto"]
+    )
+    del pair
+    gc.collect()  # the next formats need the memory
+    return TuneResult(replace(profile, gamma=gamma), measured, candidates=candidates, chosen=chosen, check=check)
+
+
+def _load(models: dict[str, str | None], log: StderrLog) -> SpeculativePair:
+    options = {name: value for name, value in models.items() if not name.endswith("_model")}
+    pair = load_pair(models["target_model"], models["drafter_model"], **options, on_progress=log)
     if pair.workers:
         pair.close()
         raise ValueError(
-            f"--draft_device {asked['draft_device']}: must be one device, not a core: tuning drafts in its own process"
+            f"--draft_device {models['draft_device']}: must be one device and not a core, since tuning drafts in its "
+            "own process"
         )
-    samples = target_texts(pair, args.prompts, args.length, say)
-    longest = max(samples, key=lambda sample: len(sample.prompt) + len(sample.text))
-    behind = [*longest.prompt, *longest.text]
-    models = {"target": Timed(pair.target, behind), "draft": Timed(pair.drafter, behind)}
-
-    counts, threads = None, None
-    if "cpu" in (pair.target.device.type, pair.drafter.device.type):
-        say("threads")
-        every = thread_counts(this_machine()["cores"], torch.get_num_threads())
-        counts = thread_seconds(models, every, THREAD_REPEATS)
-        threads = best_threads(counts)
-        torch.set_num_threads(threads)
-    say(f"forwards over {WIDTHS[0]} to {WIDTHS[-1]} tokens")
-    forwards = forward_seconds(models, WIDTHS, args.repeats)
-    sublayers = {name: {width: model.sublayers(width) for width in WIDTHS} for name, model in models.items()}
-    turns = None
-    if isinstance(pair.drafter, DecoderStack):
-        turns = _mean_by_layer([divergences(pair.drafter, [*each.prompt, *each.text]) for each in samples])
-
-    candidates = try_rules(args, pair, samples, forwards["target"], say)
-    chosen = best(candidates)
-    profile = Profile(
-        name=args.output.name,
-        models=asked,
-        draft=chosen.draft,
-        gamma=chosen.gamma,
-        threads=threads,
-        costs=chosen.costs(chosen.gamma),
-        pair=pair.labels,
-        machine={**this_machine(), **(hardware(pair) or {}), "threads": threads},
-    )
-    say("the choice against plain decoding")
-    check = try_choice(pair, profile, PROMPTS[args.prompts % len(PROMPTS)], args.length)
-    gamma = best_draft_length(chosen.pays, chosen.gamma, check.rates["fixed"], check.rates["auto"])
-    found = Found(pair.labels, threads, counts, forwards, sublayers, turns, candidates, chosen, gamma, check)
-    del pair, models
-    gc.collect()  # the next formats need the memory
-    return Profile(**{**vars(profile), "gamma": gamma}), found
+    return pair
 
 
-def target_texts(pair: SpeculativePair, prompts: int, length: int, say: Progress) -> list[Sample]:
-    """What the target writes behind built-in prompts; the drafter helps, which changes the time and not the text.
+def write_texts(pair: SpeculativePair, prompts: int, length: int, log: StderrLog) -> list[TargetText]:
+    """Let the target write after built-in prompts. It decodes speculatively, which does not change the text.
 
     Raises:
-        ValueError: there is nothing to target_sampler a draft by.
+        ValueError: no prompt fits, so that drafts cannot be verified.
     """
     pair.configure(DraftConfig(mode="exact"))
-    samples = []
+    texts = []
     for number, prompt in enumerate(PROMPTS[:prompts], 1):
-        say(f"the target's text, {number} of {prompts}")
+        log(f"the target's text, {number} of {prompts}")
         ids = pair.encode(prompt, chat=bool(pair.tokenizer.chat_template))
-        room = min(pair.context_length, pair.drafter.context_length) - len(ids) - DRAFTED
-        if room < 1:
+        max_tokens = min(pair.context_length, pair.drafter.context_length) - len(ids) - REPLAY_GAMMA
+        if max_tokens < 1:
             continue
-        text = pair.generate(ids, DecodeConfig(max_new_tokens=min(length, room), gamma="auto")).ids
-        samples.append(Sample(ids, text))
-    if not samples:
+        generation = pair.generate(ids, DecodeConfig(max_new_tokens=min(length, max_tokens), gamma="auto"))
+        texts.append(TargetText(ids, generation.ids))
+    if not texts:
         raise ValueError("no built-in prompt fits in the models' context: these models cannot be tuned")
-    return samples
+    return texts
+
+
+def measure_models(pair: SpeculativePair, texts: Sequence[TargetText], repeats: int, log: StderrLog) -> Measurements:
+    """Time both models, and measure the drafter's divergences. torch's thread count is the fastest one afterwards."""
+    longest = max((text.prompt + text.text for text in texts), key=len)
+    models = {"target": TimedModel(pair.target, longest), "draft": TimedModel(pair.drafter, longest)}
+    thread_seconds, threads = None, None
+    if "cpu" in (pair.target.device.type, pair.drafter.device.type):
+        log("threads")
+        counts = thread_counts(this_machine()["cores"], torch.get_num_threads())
+        thread_seconds = time_thread_counts(models, counts, THREAD_REPEATS)
+        threads = choose_threads(thread_seconds)
+        torch.set_num_threads(threads)
+    log(f"forwards over {WIDTHS[0]} to {WIDTHS[-1]} tokens")
+    forward_seconds = time_forwards(models, WIDTHS, repeats)
+    sublayer_seconds = {
+        name: {width: model.sublayer_seconds(width) for width in WIDTHS} for name, model in models.items()
+    }
+    divergences = None
+    if isinstance(pair.drafter, DecoderStack):
+        by_text = [layer_divergences(pair.drafter, text.prompt + text.text) for text in texts]
+        divergences = [sum(values) / len(values) for values in zip(*by_text, strict=True)]
+    return Measurements(
+        threads=threads,
+        thread_seconds=thread_seconds,
+        forward_seconds=forward_seconds,
+        sublayer_seconds=sublayer_seconds,
+        divergences=divergences,
+    )
 
 
 def try_rules(
-    args: argparse.Namespace, pair: SpeculativePair, samples: Sequence[Sample], verify: dict[int, float], say: Progress
+    rules: Sequence[DraftConfig],
+    pair: SpeculativePair,
+    texts: Sequence[TargetText],
+    verify_seconds: dict[int, float],
+    log: StderrLog,
 ) -> list[Candidate]:
-    """Rehearse every drafting rule on every text, rules in turn."""
-    wanted = rules(args.modes, args.thresholds, isinstance(pair.drafter, DecoderStack))
-    rehearsals = [Rehearsal(rule) for rule in wanted]
-    for number, sample in enumerate(samples, 1):
-        say(f"{len(rehearsals)} drafting rules, text {number} of {len(samples)}")
-        for rehearsal in rehearsals if number % 2 else reversed(rehearsals):
-            rehearse(rehearsal, pair.drafter, pair.target.vocab_size, sample.prompt, sample.text)
-    return [candidate(rehearsal, verify) for rehearsal in rehearsals]
+    """Replay every text under every drafting rule, the rules interleaved."""
+    replays = [DraftReplay(rule) for rule in rules]
+    for number, text in enumerate(texts, 1):
+        log(f"{len(rules)} drafting rules, text {number} of {len(texts)}")
+        for replay in replays if number % 2 else reversed(replays):
+            replay.add_text(pair.drafter, pair.target.vocab_size, text.prompt, text.text)
+    return [Candidate.from_replay(replay, verify_seconds) for replay in replays]
 
 
-def try_choice(pair: SpeculativePair, profile: Profile, prompt: str, length: int) -> Check:
-    """Plain decoding, the profile's rule at its γ, and γ = auto with its costs, in turn behind one prompt."""
+def check_choice(pair: SpeculativePair, profile: Profile, prompt: str, length: int) -> ChoiceCheck:
+    """Compare plain decoding, the profile's rule at its γ, and γ = auto that begins with its costs, on one prompt."""
     tuned = SpeculativePair(
-        pair.target, pair.drafter, pair.tokenizer, pair.eos_ids, profile.draft, pair.labels, profile
+        pair.target,
+        pair.drafter,
+        tokenizer=pair.tokenizer,
+        eos_ids=pair.eos_ids,
+        draft=profile.draft,
+        labels=pair.labels,
+        profile=profile,
     )
     ids = tuned.encode(prompt, chat=bool(pair.tokenizer.chat_template))
-    room = min(length, pair.context_length - len(ids))
-    if room < 1:
-        raise ValueError(f"context of {pair.context_length} tokens: has no room for a built-in prompt")
-    stats, written = {}, []
-    for name in ("plain", "fixed", "auto"):
-        method = "target" if name == "plain" else "speculative"
-        decode = DecodeConfig(max_new_tokens=room, gamma="auto" if name == "auto" else profile.gamma, eos_ids=())
-        made = tuned.generate(ids, decode, method)
-        stats[name] = made.stats
-        written.append(made.ids)
+    new_tokens = min(length, pair.context_length - len(ids))
+    if new_tokens < 1:
+        raise ValueError(f"context of {pair.context_length} tokens: is too short for a built-in prompt")
+    generations = {}
+    for run in ("plain", "fixed", "auto"):
+        gamma = "auto" if run == "auto" else profile.gamma
+        config = DecodeConfig(max_new_tokens=new_tokens, gamma=gamma, eos_ids=())
+        generations[run] = tuned.generate(ids, config, "target" if run == "plain" else "speculative")
     tuned.reset()
-    rates = {name: each.new_tokens / each.decode_seconds for name, each in stats.items()}
-    alphas = {name: each.acceptance_rate for name, each in stats.items()}
-    fixed = stats["fixed"]
-    foreseen = fixed.new_tokens / sum(round_seconds(profile.costs, drafted) for drafted in fixed.draft_lengths)
-    return Check(prompt, room, rates, alphas, foreseen, all(ids == written[0] for ids in written))
+    stats = {run: generation.stats for run, generation in generations.items()}
+    fixed_seconds = sum(predicted_round_seconds(profile.costs, drafted) for drafted in stats["fixed"].draft_lengths)
+    return ChoiceCheck(
+        prompt=prompt,
+        new_tokens=new_tokens,
+        rates={run: sums.new_tokens / sums.decode_seconds for run, sums in stats.items()},
+        acceptance_rates={run: sums.acceptance_rate for run, sums in stats.items()},
+        predicted_rate=stats["fixed"].new_tokens / fixed_seconds,
+        same_tokens=all(generation.ids == generations["plain"].ids for generation in generations.values()),
+    )
 
 
-def _formats(args: argparse.Namespace) -> list[tuple[str, str]]:
-    asked = args.target_precision, args.draft_precision
-    if args.formats and asked != ("auto", "auto"):
+def _format_pairs(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return (target, drafter) formats. Raises ValueError if they are given twice."""
+    single = args.target_precision, args.draft_precision
+    if args.formats and single != ("auto", "auto"):
         raise ValueError("--formats: names the formats of both models; leave --target_precision, --draft_precision out")
-    return list(args.formats or [asked])
+    return list(args.formats or [single])
 
 
-def _lasting(name: str) -> str:
-    """A model's name that holds in other folders too."""
+def _absolute_name(name: str) -> str:
+    """Return a model's name such that it is valid in every working directory."""
     if name == "self" or resolve(name).kind != "folder":
         return name
     return str(Path(name).expanduser().absolute())
-
-
-def _mean_by_layer(tables: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(values) / len(values) for values in zip(*tables, strict=True)]

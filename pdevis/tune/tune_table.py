@@ -1,152 +1,180 @@
-"""The tables of a tuning run, on stdout: what was found, and what each choice is expected to bring."""
+"""Tables of a tuning run on stdout: the measurements, and the expected speed of each choice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pdevis.profile import Profile
 from pdevis.tune.selection import Candidate
-from pdevis.tune.timing import ROUND, SUBLAYERS
-from pdevis.tune.tune_report import Found
+from pdevis.tune.timing import ROUND_GAMMA, SUBLAYERS
+from pdevis.tune.tune_report import Measurements, TuneResult
+from pdevis.util.console import MISSING, format_number, make_table
+from pdevis.util.labels import format_models
 
-GAMMAS = (1, 2, 3, 4, 6, 8)  # that the table of rules shows
-SHORT = ("att.", "MLP", "head")
-PER_LINE = 8  # layers in a line of the table of divergences
-
-
-def show_found(console: Console, found: Found) -> None:
-    """All measurements of one pair of formats."""
-    labels = found.labels
-    console.print(Text(f"target {labels['target']} ({labels['target_precision']}, {labels['target_device']})"))
-    console.print(Text(f"drafter {labels['drafter']} ({labels['draft_precision']}, {labels['draft_device']})"))
-    if found.thread_seconds:
-        console.print(_threads(found))
-    console.print(_forwards(found))
-    if found.divergences:
-        console.print(_divergences(found.divergences))
-    console.print(_rules(found))
-    console.print(_gammas(found))
+GAMMAS = (1, 2, 3, 4, 6, 8)  # columns of the table of rules
+SUBLAYER_COLUMNS = ("att.", "MLP", "head")
+LAYERS_PER_ROW = 8  # of the table of divergences
 
 
-def show_choice(console: Console, profile: Profile, found: Found, all_found: Sequence[Found]) -> None:
-    """What the profile says, what that is expected to bring, and what it has brought."""
-    chosen, check = found.chosen, found.check
-    if len(all_found) > 1:
-        rows = [
-            (each.formats, _rate(each.chosen.rate(0)), _rate(each.expected_rate), f"{each.expected_speedup:.2f}x")
-            for each in all_found
-        ]
-        columns = ("formats, target/drafter", "plain tok/s", "expected tok/s", "x plain")
-        console.print(_grid("Weight formats (the target's decides what is written, too)", columns, rows))
-    console.print(_check(found))
-    if not check.same_tokens:
-        console.print(Text("the three runs differ in their tokens: one and several tokens at once round differently"))
+def show_measurements(console: Console, result: TuneResult) -> None:
+    """Print all measurements of one pair of formats."""
+    for label in format_models(result.profile.pair):
+        console.print(Text(label))
+    if result.measured.thread_seconds:
+        console.print(_threads_table(result.measured))
+    console.print(_forwards_table(result.measured))
+    if result.measured.divergences:
+        console.print(_divergences_table(result.measured.divergences))
+    console.print(_rules_table(result))
+    console.print(_gammas_table(result))
+
+
+def show_choice(console: Console, result: TuneResult, results: Sequence[TuneResult]) -> None:
+    """Print the chosen settings with their expected and their measured speed.
+
+    Args:
+        console: where to print.
+        result: of the chosen weight formats.
+        results: of all weight formats that were measured.
+    """
+    chosen, profile = result.chosen, result.profile
+    if len(results) > 1:
+        console.print(_formats_table(results))
+    console.print(_check_table(result))
+    if not result.check.same_tokens:
+        console.print(
+            Text("the three runs differ in their tokens: forwards over one and over several tokens round differently")
+        )
     threads = "" if profile.threads is None else f", {profile.threads} threads"
-    low, high = chosen.spread()
-    expected = (
-        f"expected {_rate(found.expected_rate)} tok/s, {found.expected_speedup:.2f}x plain decoding "
-        f"({low:.2f}x to {high:.2f}x from text to text)"
-    )
-    if not chosen.pays:
+    if chosen.drafting_pays:
+        low, high = chosen.speedup_range()
+        expected = (
+            f"expected {_rate(result.expected_rate)} tok/s, {result.expected_speedup:.2f}x plain decoding "
+            f"({low:.2f}x to {high:.2f}x from text to text)"
+        )
+    else:
         expected = (
             f"drafting does not pay here (best rule: {chosen.speedup(chosen.gamma):.2f}x plain decoding), so γ = auto "
             "decodes plainly and tries again now and then"
         )
-    console.print(Text(f"chosen: {chosen.name}, γ = {profile.gamma}{threads}, formats {found.formats}: {expected}"))
+    console.print(Text(f"chosen: {chosen.name}, γ = {profile.gamma}{threads}, formats {result.formats}: {expected}"))
 
 
-def _threads(found: Found) -> Table:
-    """The round is 4 draft steps and their verification."""
+def _formats_table(results: Sequence[TuneResult]) -> Table:
+    rows = [
+        (
+            result.formats,
+            _rate(result.chosen.rate(0)),
+            _rate(result.expected_rate),
+            f"{result.expected_speedup:.2f}x",
+        )
+        for result in results
+    ]
+    columns = ("formats, target/drafter", "plain tok/s", "expected tok/s", "x plain")
+    return _titled_table("Weight formats (the target's also changes the text that is written)", columns, rows)
+
+
+def _threads_table(measured: Measurements) -> Table:
     rows = []
-    for count, seconds in sorted((found.thread_seconds or {}).items()):
-        name = f"{count}{' *' if count == found.threads else ''}"
+    for count, seconds in sorted((measured.thread_seconds or {}).items()):
+        name = f"{count}{' *' if count == measured.threads else ''}"
         rows.append((name, *(_ms(seconds.get(part)) for part in ("draft", "verify", "round"))))
-    columns = ("threads", "draft step ms", f"verify {ROUND + 1} ms", f"round γ={ROUND} ms")
-    return _grid("Threads", columns, rows)
+    columns = ("threads", "draft step ms", f"verify {ROUND_GAMMA + 1} ms", f"round γ={ROUND_GAMMA} ms")
+    return _titled_table("Threads", columns, rows)
 
 
-def _forwards(found: Found) -> Table:
-    target, drafter = found.forwards["target"], found.forwards["draft"]
+def _forwards_table(measured: Measurements) -> Table:
+    target, drafter = measured.forward_seconds["target"], measured.forward_seconds["draft"]
     rows = []
     for width in target:
-        parts = {model: found.sublayers[model][width] for model in ("target", "draft")}
-        ours, theirs = ([_ms(parts[model].get(name)) for name in SUBLAYERS] for model in parts)
+        target_parts, drafter_parts = (
+            [_ms(measured.sublayer_seconds[model][width].get(name)) for name in SUBLAYERS]
+            for model in ("target", "draft")
+        )
         ratio = f"{target[width] / target[1]:.2f}x"
-        rows.append((str(width), _ms(target[width]), ratio, *ours, _ms(drafter[width]), *theirs))
-    columns = ("k", "target", "to k=1", *SHORT, "drafter", *SHORT)
-    return _grid("A forward over k tokens, one attention, one MLP, the head: median ms", columns, rows)
+        rows.append((str(width), _ms(target[width]), ratio, *target_parts, _ms(drafter[width]), *drafter_parts))
+    columns = ("k", "target", "to k=1", *SUBLAYER_COLUMNS, "drafter", *SUBLAYER_COLUMNS)
+    return _titled_table("A forward over k tokens, one attention, one MLP, the head: median ms", columns, rows)
 
 
-def _divergences(values: Sequence[float]) -> Table:
+def _divergences_table(divergences: Sequence[float]) -> Table:
     rows = []
-    for start in range(0, len(values), PER_LINE):
-        line = [f"{value:.3f}" for value in values[start : start + PER_LINE]]
-        rows.append((f"{start}…{start + len(line) - 1}", *line, *[""] * (PER_LINE - len(line))))
-    columns = ("layers", *(f"+{place}" for place in range(PER_LINE)))
-    return _grid("The drafter's divergence by layer, 1 - cos(after, before), mean", columns, rows)
+    for start in range(0, len(divergences), LAYERS_PER_ROW):
+        cells = [f"{value:.3f}" for value in divergences[start : start + LAYERS_PER_ROW]]
+        rows.append((f"{start}…{start + len(cells) - 1}", *cells, *[""] * (LAYERS_PER_ROW - len(cells))))
+    columns = ("layers", *(f"+{i}" for i in range(LAYERS_PER_ROW)))
+    return _titled_table("The drafter's divergence by layer, 1 - cos(after, before), mean", columns, rows)
 
 
-def _rules(found: Found) -> Table:
-    """One line a rule: what it costs, and what it brings at its best γ."""
+def _rules_table(result: TuneResult) -> Table:
+    """Return the costs of each rule and its expected speed at its best γ."""
     rows = []
-    for each in found.candidates:
-        gamma = each.gamma
-        cost = (f"{each.acceptance[0]:.2f}", _ms(each.costs(gamma).draft_seconds), f"{each.skipped:.1f}")
-        gain = (_share(each.alpha(gamma)), _rate(each.rate(gamma)), f"{each.speedup(gamma):.2f}x")
-        rows.append((_marked(each, found), *cost, str(gamma), *gain))
+    for candidate in result.candidates:
+        gamma = candidate.gamma
+        rows.append(
+            (
+                _marked_name(candidate, result),
+                f"{candidate.acceptance[0]:.2f}",
+                _ms(candidate.costs(gamma).draft_seconds),
+                f"{candidate.skipped:.1f}",
+                str(gamma),
+                format_number(candidate.acceptance_rate(gamma), 2),
+                _rate(candidate.rate(gamma)),
+                f"{candidate.speedup(gamma):.2f}x",
+            )
+        )
     columns = ("drafting rule", "1st", "step ms", "saved", "γ", "α", "tok/s", "x plain")
-    first = found.candidates[0]
-    title = f"What each rule is expected to bring at its best γ (plain: {_rate(first.rate(0))} tok/s)\n"
-    about = f"1st: right first tokens; saved: layers a step; {first.tested} tokens judged (exact)"
-    return _grid(title + about, columns, rows)
+    exact = result.candidates[0]
+    title = (
+        f"Expected speed of each rule at its best γ (plain: {_rate(exact.rate(0))} tok/s)\n"
+        f"1st: right first tokens; saved: layers a step; {exact.tested} tokens compared (exact)"
+    )
+    return _titled_table(title, columns, rows)
 
 
-def _gammas(found: Found) -> Table:
-    rows = [(_marked(each, found), *(f"{each.speedup(g):.2f}x" for g in GAMMAS)) for each in found.candidates]
-    return _grid("Expected speed over plain decoding by γ", ("", *(f"γ={g}" for g in GAMMAS)), rows)
+def _gammas_table(result: TuneResult) -> Table:
+    rows = [
+        (_marked_name(candidate, result), *(f"{candidate.speedup(gamma):.2f}x" for gamma in GAMMAS))
+        for candidate in result.candidates
+    ]
+    return _titled_table("Expected speed over plain decoding by γ", ("", *(f"γ={gamma}" for gamma in GAMMAS)), rows)
 
 
-def _marked(each: Candidate, found: Found) -> str:
-    return each.name + " *" * (each is found.chosen)
+def _marked_name(candidate: Candidate, result: TuneResult) -> str:
+    return candidate.name + " *" * (candidate is result.chosen)
 
 
-def _check(found: Found) -> Table:
-    """Predicted from the measured texts, predicted for what was accepted here, and measured."""
-    chosen, check, gamma = found.chosen, found.check, found.chosen.gamma
+def _check_table(result: TuneResult) -> Table:
+    """Return the rates predicted from the measured texts, predicted for the acceptance on this prompt, and measured."""
+    chosen, check, gamma = result.chosen, result.check, result.chosen.gamma
     plain = check.rates["plain"]
 
-    def measured(name: str) -> tuple[str, ...]:
-        return f"{_rate(check.rates[name])} ({check.rates[name] / plain:.2f}x)", _share(check.alphas[name])
+    def measured(run: str) -> tuple[str, str]:
+        speed = f"{_rate(check.rates[run])} ({check.rates[run] / plain:.2f}x)"
+        return speed, format_number(check.acceptance_rates[run], 2)
 
-    predicted = f"{_rate(chosen.rate(gamma))} ({chosen.speedup(gamma):.2f}x)", _share(chosen.alpha(gamma))
+    predicted = f"{_rate(chosen.rate(gamma))} ({chosen.speedup(gamma):.2f}x)"
+    acceptance = format_number(chosen.acceptance_rate(gamma), 2)
     rows = [
-        ("plain decoding", _rate(chosen.rate(0)), "–", "–", *measured("plain")),
-        (f"{chosen.name}, γ={gamma}", *predicted, _rate(check.foreseen), *measured("fixed")),
-        (f"{chosen.name}, γ=auto", "–", "–", "–", *measured("auto")),
+        ("plain decoding", _rate(chosen.rate(0)), MISSING, MISSING, *measured("plain")),
+        (f"{chosen.name}, γ={gamma}", predicted, acceptance, _rate(check.predicted_rate), *measured("fixed")),
+        (f"{chosen.name}, γ=auto", MISSING, MISSING, MISSING, *measured("auto")),
     ]
     columns = ("tok/s (x plain)", "predicted", "α", "for α here", "measured", "α here")
-    return _grid(f"The choice (*) on another prompt, {check.new_tokens} tokens, in turn", columns, rows)
+    return _titled_table(f"The choice (*) on another prompt, {check.new_tokens} tokens per run", columns, rows)
 
 
-def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
-    for row in rows:
-        table.add_row(*row)
+def _titled_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = make_table(columns, rows)
+    table.title, table.title_justify = title, "left"
     return table
 
 
 def _ms(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1000 * seconds:.1f}" if seconds >= 0.001 else f"{1000 * seconds:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return MISSING if seconds is None else f"{1000 * seconds:.{1 if seconds >= 0.001 else 3}f}"
 
 
 def _rate(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What the tests of profiles share."""
+"""Profiles for tests."""
 
 from __future__ import annotations
 

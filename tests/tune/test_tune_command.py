@@ -17,22 +17,21 @@ from pdevis.config import DraftConfig
 from pdevis.profile import read_profile
 from pdevis.tune import tune_run
 from pdevis.tune.__main__ import build_parser, main
-from pdevis.tune.selection import rules
+from pdevis.tune.selection import rules_to_try
 from pdevis.tune.timing import WIDTHS
 
 
 @pytest.fixture
 def command(tiny_folder, tmp_path, capsys) -> Any:
     models = ["--target_model", str(tiny_folder("llama", seed=0)), "--drafter_model", str(tiny_folder("llama", seed=1))]
-    few = ["--device", "cpu", "--prompts", "2", "--length", "6", "--repeats", "1", "--thresholds", "0.5"]
+    short = ["--device", "cpu", "--prompts", "2", "--length", "6", "--repeats", "1", "--thresholds", "0.5"]
 
     def run(*argv: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        words = [*models, *few, "--output", str(tmp_path / "tuned.json"), *argv]
         try:
-            code = main(words)
-        except SystemExit as leaving:
-            code = leaving.code
+            code = main([*models, *short, "--output", str(tmp_path / "tuned.json"), *argv])
+        except SystemExit as error:
+            code = error.code
         return code, *capsys.readouterr()
 
     return run
@@ -55,11 +54,11 @@ def test_from_command_to_profile(command, tiny_folder, tmp_path):
     assert "written" in err
     profile = read_profile(tmp_path / "tuned.json")
     assert profile.models["target_model"] == str(tiny_folder("llama", seed=0))
-    assert profile.models["target_precision"] == "auto", "as asked for"
-    assert profile.pair["target_precision"] in ("packed", "float32"), "as it became"
+    assert profile.models["target_precision"] == "auto", "as given by the flag"
+    assert profile.pair["target_precision"] in ("packed", "float32"), "resolved"
     assert set(profile.costs.verify_seconds) == set(WIDTHS)
     content = json.loads((tmp_path / "tuned.json").read_text())
-    assert [each["draft"]["mode"] for each in content["candidates"]] == ["exact", "skip", "parallel"]
+    assert [candidate["draft"]["mode"] for candidate in content["candidates"]] == ["exact", "skip", "parallel"]
     assert len(content["measured"]["divergences"]) == 4
     assert content["check"]["same_tokens"] is True
     assert set(content["check"]["rates"]) == {"plain", "fixed", "auto"}
@@ -75,13 +74,13 @@ def test_formats_are_compared(command, tmp_path):
     assert {chosen, content["other_formats"][0]["formats"].partition("/")[0]} == {"float32", "float64"}
 
 
-def test_a_drafter_that_hides_its_sublayers(command, tiny_folder):
+def test_a_drafter_without_sublayer_access(command, tiny_folder):
     code, out, err = command("--drafter_model", str(tiny_folder("qwen3_moe")))
     assert code == 0, err
     assert "divergence by layer" not in out
 
 
-def test_what_is_there_is_not_replaced_unasked(command, tmp_path):
+def test_an_existing_profile_is_replaced_only_with_overwrite(command, tmp_path):
     (tmp_path / "tuned.json").write_text("mine")
     code, out, err = command()
     assert (code, out) == (2, "")
@@ -90,8 +89,16 @@ def test_what_is_there_is_not_replaced_unasked(command, tmp_path):
     assert command("--overwrite", "--modes", "exact")[0] == 0
 
 
+def test_a_missing_output_folder_is_created_and_reported(command, tmp_path):
+    path = tmp_path / "new" / "tuned.json"
+    code, _, err = command("--output", str(path), "--modes", "exact")
+    assert code == 0
+    assert err.splitlines()[0] == f"created the folder {path.parent}"
+    assert read_profile(path).name == "tuned.json"
+
+
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--prompts", "99"], "--prompts: 99 must be at most"),
         (["--prompts", "0"], "--prompts: '0' must be an integer >= 1"),
@@ -105,10 +112,10 @@ def test_what_is_there_is_not_replaced_unasked(command, tmp_path):
         (["--target_model", "qwen-9b"], "did you mean"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(command, argv, said):
+def test_mistakes_are_one_line_and_code_2(command, argv, message):
     code, out, err = command(*argv)
     assert (code, out) == (2, "")
-    assert said in err.splitlines()[-1]
+    assert message in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
@@ -136,4 +143,4 @@ def test_help_needs_no_torch():
 def test_the_flags_have_both_spellings():
     args = build_parser().parse_args(["--target-model", "a", "--drafter_model", "b"])
     assert (args.target_model, args.drafter_model) == ("a", "b")
-    assert replace(DraftConfig(), mode="exact") in rules(args.modes, args.thresholds, True)
+    assert replace(DraftConfig(), mode="exact") in rules_to_try(args.modes, args.thresholds, True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pdevis.benchmarks.runs.distributed import World
 from pdevis.benchmarks.runs.journal import Journal, journal_path
 from pdevis.benchmarks.runs.output import Earlier, Output, check_same_pair
-from pdevis.benchmarks.runs.provenance import git_state, hardware, now
+from pdevis.util.provenance import git_state, hardware, now
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.runs.journal import Recorded, find_journals, read_journals
-from pdevis.benchmarks.runs.provenance import COMPARED
 from pdevis.benchmarks.runs.result_files import encode_json, meta_path, read_meta
 from pdevis.util.files import write_atomic
+from pdevis.util.provenance import COMPARED
 
 
 @dataclass

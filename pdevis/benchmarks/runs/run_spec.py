@@ -19,13 +19,13 @@ from pdevis.benchmarks.runs.distributed import World
 from pdevis.benchmarks.runs.evaluation_flags import RESULTS, sample_file
 from pdevis.benchmarks.runs.journal import find_journals, read_journals
 from pdevis.benchmarks.runs.output import Output
-from pdevis.benchmarks.runs.provenance import sha256, versions
 from pdevis.benchmarks.runs.result_files import LINES
 from pdevis.benchmarks.tasks import Task, get_task
 from pdevis.cli import decode_config, draft_config, pair_arguments
 from pdevis.config import DecodeConfig
 from pdevis.util.argtypes import one_line
 from pdevis.util.files import make_parent_folder, prepare_output_file
+from pdevis.util.provenance import sha256, versions
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

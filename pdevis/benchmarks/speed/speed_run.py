@@ -23,7 +23,6 @@ from pdevis.benchmarks.runs.distributed import World
 from pdevis.benchmarks.runs.jobs import Job, Options, execute
 from pdevis.benchmarks.runs.journal import find_journals, read_journals
 from pdevis.benchmarks.runs.output import Output, encode_meta
-from pdevis.benchmarks.runs.provenance import versions
 from pdevis.benchmarks.speed.baselines import DRAFT_STEP, load_baselines
 from pdevis.benchmarks.speed.decoders import (
     PLAIN,
@@ -40,6 +39,7 @@ from pdevis.benchmarks.speed.speed_spec import SPECULATIVE, SpeedSpec, read_spec
 from pdevis.benchmarks.speed.speed_table import show_speed
 from pdevis.util.console import make_console
 from pdevis.util.files import prepare_output_file
+from pdevis.util.provenance import versions
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair

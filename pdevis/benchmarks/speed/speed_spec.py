@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.provenance import sha256
 from pdevis.benchmarks.speed.baselines import (
     DRAFT_STEP,
     NAMES,
@@ -28,6 +27,7 @@ from pdevis.benchmarks.speed.speed_report import MEMORY, PROMPT
 from pdevis.cli import Parser, add_draft_flags, add_model_flags, draft_config, is_main_rank, on_ranks, pair_arguments
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.util.argtypes import gamma_value, parse_value
+from pdevis.util.provenance import sha256
 
 SPECULATIVE = "speculative"
 TRANSFORMERS_PARTS = (*TRANSFORMERS, DRAFT_STEP)
