@@ -52,7 +52,7 @@ class TimedPool:
 
     def time_draft(self, tokens: int) -> None:
         """Time a draft of one forward over `tokens` tokens, then one with further forwards over one token each."""
-        self.workers.call("start", PROMPT, DecodeConfig(eos_ids=()))
+        self.workers.call("open", PROMPT, DecodeConfig(eos_ids=()))
         self.workers.call("draft", [], 1, None, 0)
         confirmed = [DRAFTED_ID] * tokens
         first = self.workers.call("draft", confirmed, 1, None, 0).seconds
