@@ -20,16 +20,16 @@ METHODS = ("speculative", "target", "drafter")  # of decoding a text: with both 
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """How the drafter's layers run: the rule (`mode`), when it is checked (`check`), and its bounds.
+    """Settings of drafting: the rule for the drafter's layers (`mode`), when it is checked (`check`), and its bounds.
 
     Args:
-        mode: `exact` (plain drafter), `skip` (drop redundant layers), `parallel` (run layers side by side), or `auto`.
-        threshold: τ, a cosine. A layer is redundant, a lane is kept, where the cosine is above it. Above 1: never.
+        mode: `exact` (plain drafter), `skip` (drop redundant layers), `parallel` (run layers together), or `auto`.
+        threshold: τ, a cosine. A layer is redundant, a lane is kept, if its cosine is greater. Above 1: never.
         check: `inline` decides per draft token, `planned` once per round from the calibration pass.
-        window: W, layers that start from the same hidden state at the same time.
+        window: W, layers that start from one hidden state at the same time.
         attention_window: lanes of attention in a group; None: `window`.
         mlp_window: lanes of MLP inside a group; None: min(`window`, 2), since MLPs tolerate less.
-        keep_first, keep_last: layers at the two ends that are never dropped and never run beside another.
+        keep_first, keep_last: layers at the two ends that are never dropped and always run alone.
         calibrate: recompute the confirmed tokens' approximate KV entries exactly, once per round.
     """
 
@@ -70,19 +70,19 @@ class DraftConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How one generation decodes.
+    """Settings of one generation.
 
     Args:
         max_new_tokens: limit on the tokens written, EOS included.
-        gamma: γ, draft tokens per round; "auto" chooses in every round what promises most tokens per second, and
-            none where plain decoding is faster.
+        gamma: γ, draft tokens per round; "auto" chooses in every round the number that maximizes expected tokens per
+            second, 0 if plain decoding is faster.
         temperature: 0 is greedy (argmax, no random numbers); above 0 both models sample with these settings.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose mass reaches p; 1 keeps all.
-        seed: of this generation's own random generators; None: a fresh one.
+        seed: of this generation's own random generators; None: a new random seed.
         eos_ids: ids that end the text; None: the target's generation config, (): nothing ends it before the limit.
-        reuse_prefix: keep the caches' entries for the part of the prompt that the last generation shares with it.
-        overlap: the drafter goes on while the target verifies; it must run in a process of its own.
+        reuse_prefix: keep the cache entries of the prefix that this prompt shares with the last generation.
+        overlap: the drafter drafts ahead while the target verifies; it must run in a separate process.
     """
 
     max_new_tokens: int = 128

@@ -1,4 +1,4 @@
-"""Settings refuse what is wrong, naming the value and what is allowed."""
+"""Wrong settings raise an error that names the value and what is allowed."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The public API: loading a pair, prompts, streams of text, and what it refuses."""
+"""The public API: loading a pair, prompts, streams of text, and errors."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_eos_comes_from_the_generation_config(pair, tiny_folder):
     assert made.stats.stop_reason == "eos"
 
 
-def test_a_new_generation_ends_the_one_before(pair):
+def test_a_new_generation_closes_the_previous_one(pair):
     first = pair.stream("Why?", TEN)
     next(first)
     assert pair.generate("What?", TEN).ids == pair.generate("What?", TEN, "target").ids
@@ -142,7 +142,7 @@ def test_sampling_repeats_with_a_seed(pair):
     assert pair.generate("Why?", hot).ids == pair.generate("Why?", hot).ids
 
 
-def test_self_shares_the_weights_where_the_formats_are_the_same(tiny_folder):
+def test_self_shares_the_weights_if_the_formats_are_the_same(tiny_folder):
     folder = str(tiny_folder("qwen3"))
     same = load_pair(folder, device="cpu", **EXACT)
     assert same.drafter.weights is same.target.weights

@@ -1,4 +1,4 @@
-"""Trace files: what is written is read back, and what is wrong is said in one line."""
+"""Trace files: round trip, and one-line errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_band_and_full():
     assert full([[10.0], [21.0, 20.0]]) == [[1.0, 10.0, 20.0], [10.0, 1.0, 21.0], [20.0, 21.0, 1.0]]
 
 
-def test_what_is_far_apart_or_no_number_is_never_similar():
+def test_distant_layers_and_nan_are_never_similar():
     size = BAND + 3
     rows = band([[0.5] * size for _ in range(size)])
     assert [len(row) for row in rows] == [*range(1, BAND + 1), BAND, BAND]
@@ -31,7 +31,7 @@ def test_what_is_far_apart_or_no_number_is_never_similar():
 
 
 @pytest.mark.parametrize("mode", ["skip", "parallel"])
-def test_plans_from_a_band_are_those_from_the_whole(mode):
+def test_schedules_from_a_band_equal_those_from_the_matrix(mode):
     numbers = random.Random(5)
     for _ in range(20):
         matrix = [[round(numbers.random(), 4) for _ in range(25)] for _ in range(25)]
@@ -66,7 +66,7 @@ def test_the_writer_flushes_every_line(tmp_path):
     writer.close()
 
 
-def test_the_writer_replaces_nothing(tmp_path):
+def test_the_writer_never_overwrites(tmp_path):
     path = tmp_path / "run.jsonl"
     path.write_text("mine")
     with pytest.raises(ValueError, match=r"--trace .*run.jsonl: already exists"):
@@ -91,7 +91,7 @@ def test_a_last_line_cut_short_is_left_out(tmp_path):
 
 
 def broken(tmp_path, line, **changes):
-    """A trace of one round, one line of which is changed; None leaves a key out."""
+    """Write a trace of one round with one line changed; None removes a key."""
     path = write_trace(tmp_path / "run.jsonl", [a_round(2, 1, [exact_pass(0, 1, 0.5)])])
     lines = path.read_text().splitlines()
     content = json.loads(lines[line - 1]) | changes
@@ -127,7 +127,7 @@ def broken(tmp_path, line, **changes):
         (3, {"passes": 3}, "line 3: "),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(tmp_path, line, changes, said):
+def test_errors_name_the_line(tmp_path, line, changes, said):
     path = broken(tmp_path, line, **changes)
     with pytest.raises(ValueError, match=r"run\.jsonl, ") as error:
         read_trace(path)

@@ -49,7 +49,7 @@ def speculative(
         drafter: proposes tokens.
         prompt: token ids, fewer than the target's context holds.
         config: decoding settings with `eos_ids` set; with `overlap` the drafter drafts ahead during verification.
-        stats: filled in as the generation goes on.
+        stats: filled in during the generation.
         policy: chooses the draft length of each round; None: the one that `config.gamma` asks for.
         recorder: receives every round.
     """

@@ -1,4 +1,4 @@
-"""Where results come from: checksums, versions, the git commit, the time."""
+"""Provenance of results: checksums, versions, the git commit, the time."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ COMPARED = ("pdevis", "torch", "transformers")
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file's bytes, in hex."""
+    """Return the checksum of a file's bytes, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and the packages that can change a result; None for one that runs without being installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the versions of Python and of packages that can change a result; None for one that is not installed."""
+    result: dict[str, str | None] = {"python": platform.python_version()}
     for name in COMPARED:
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            result[name] = None
+    return result
 
 
 def hardware(pair: Any) -> dict[str, Any] | None:
-    """Which devices a pair runs on, and what they are; None where there is no pair."""
+    """Return the devices that a pair runs on, GPUs with their names; None without a pair."""
     if pair is None:
         return None
     import torch
 
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "machine": platform.machine()}
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "machine": platform.machine()}
     for name in ("target_device", "draft_device"):
         device = pair.describe().get(name)
-        found[name] = device
+        result[name] = device
         if str(device).startswith("cuda"):
-            found[name] = f"{device} ({torch.cuda.get_device_name(device)})"
-    return found
+            result[name] = f"{device} ({torch.cuda.get_device_name(device)})"
+    return result
 
 
 def now() -> str:
-    """The time in UTC, as in 2030-01-31T12:00:00+00:00."""
+    """Return the time in UTC, for example 2030-01-31T12:00:00+00:00."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def git_state() -> dict[str, Any] | None:
-    """{"commit", "changed": are there uncommitted changes} of pdevis' own repository; None where it is not in one."""
+    """Return {"commit", "changed": True if files are uncommitted} of pdevis' repository; None outside of one."""
     root = Path(pdevis.__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
@@ -60,7 +60,7 @@ def git_state() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        # an environment's folder may lie inside somebody else's repository
+        # the installed package may lie inside another project's repository
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}

@@ -1,4 +1,4 @@
-"""Generations that are abandoned, interrupted or go on from one another leave caches that are right."""
+"""Generations that are abandoned, interrupted or share a prefix leave correct caches."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def target(tiny_model):
 
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
 @pytest.mark.parametrize("taken", [0, 1, 2, 7])
-def test_an_abandoned_generation_leaves_the_pair_right(target, tiny_model, rule, taken):
+def test_an_abandoned_generation_leaves_correct_caches(target, tiny_model, rule, taken):
     drafter = Drafter(stack_of(tiny_model("llama", seed=1)), rule, 264)
     verifier = Verifier(target)
     other = [9, 9, 200, 31]
@@ -32,7 +32,7 @@ def test_an_abandoned_generation_leaves_the_pair_right(target, tiny_model, rule,
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3_next"])
 @pytest.mark.parametrize("fails", [1, 3, 5])
-def test_a_failure_in_mid_draft_leaves_the_pair_right(tiny_model, arch, fails, monkeypatch):
+def test_a_failure_during_a_draft_leaves_correct_caches(tiny_model, arch, fails, monkeypatch):
     """Ctrl-C inside the drafter's or the target's forward."""
     model = tiny_model(arch)
     target = stack_of(model) if arch == "llama" else HFCausalLM(model, "float64")
@@ -61,7 +61,7 @@ def test_a_failure_in_mid_draft_leaves_the_pair_right(tiny_model, arch, fails, m
 
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
 @pytest.mark.parametrize("arch", ["llama", "qwen3_next"])
-def test_a_shared_prefix_is_reused_and_changes_nothing(tiny_model, rule, arch, monkeypatch):
+def test_a_shared_prefix_is_reused_with_the_same_output(tiny_model, rule, arch, monkeypatch):
     model = tiny_model(arch)
     target = stack_of(model) if arch == "llama" else HFCausalLM(model, "float64")
     draft_model = stack_of(tiny_model("llama", seed=1))
@@ -86,7 +86,7 @@ def test_a_shared_prefix_is_reused_and_changes_nothing(tiny_model, rule, arch, m
 def test_an_interrupt_while_the_prompt_is_read_does_not_mix_two_conversations(
     tiny_model, arch, victim, stage, monkeypatch
 ):
-    """The cache still holds the conversation before: it must not pass for the new one's prefix."""
+    """The cache still holds the previous conversation, which must not be taken for the prefix of the new one."""
     model = tiny_model(arch)
     target = stack_of(model) if arch == "llama" else HFCausalLM(model, "float64")
     drafter = Drafter(stack_of(tiny_model("llama")), DraftConfig(mode="exact"), 264)

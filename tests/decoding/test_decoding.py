@@ -1,4 +1,4 @@
-"""The decode loops: scripted drafters with known acceptance, statistics and limits."""
+"""The decode loop: scripted drafters with known acceptance, statistics and limits."""
 
 import pytest
 
@@ -81,7 +81,7 @@ def test_statistics_add_up(target, tiny_model):
     assert stats.serial_depth == 8
 
 
-def test_consumers_time_is_not_decoding_time(target):
+def test_time_of_the_consumer_is_not_counted(target):
     import time
 
     stats = DecodeStats()
@@ -92,7 +92,7 @@ def test_consumers_time_is_not_decoding_time(target):
 
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
 def test_a_full_draft_that_is_accepted_costs_no_extra_drafter_forward(target, rule, monkeypatch):
-    """γ drafter forwards a round, whatever was accepted before."""
+    """Every round takes γ drafter forwards, whatever was accepted before."""
     calls = []
     drafter = Drafter(DecoderStack(target.weights), rule, 264)
     begin = drafter.model.begin
@@ -118,7 +118,7 @@ def test_context_ends_the_text(tiny_model):
     assert stats.stop_reason == "context"
 
 
-def test_a_drafter_with_a_shorter_context_stops_helping(target, tiny_model):
+def test_a_drafter_stops_at_the_end_of_its_context(target, tiny_model):
     small = stack_of(tiny_model("llama", max_position_embeddings=16))
     for length in (len(PROMPT), 20):
         prompt = (PROMPT * 4)[:length]
@@ -145,7 +145,7 @@ def test_padded_vocabularies(tiny_model, target_vocab, draft_vocab):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_draft_ends_with_an_eos(target, temperature):
-    """Nothing behind an EOS is proposed, verified or, on CPU, drafted."""
+    """Nothing after an EOS is proposed, verified or, on CPU, drafted."""
     truth = plain(target)
     eos = truth[6]
     stats = DecodeStats()

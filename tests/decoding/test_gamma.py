@@ -1,4 +1,4 @@
-"""γ = auto: the cost model, the stopping rule, falling back to plain decoding, and what it leaves unchanged."""
+"""γ = auto: the cost model, the stopping rule, falling back to plain decoding, and unchanged output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def a_round(draft: Draft, accepted: int = 0, verify_seconds: float = 1.0, **seco
 
 
 def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: float = 1.0, confidence: float = 0.8):
-    """Rounds in which a share `alpha` of the positions is accepted, at these costs; returns the draft lengths."""
+    """Feed rounds with acceptance `alpha` at these costs to a policy; return the draft lengths it chose."""
     lengths, debt = [], 0.0
     for _ in range(rounds):
         most, drafted, seen = policy.choose(MAX_GAMMA), 0, []
@@ -72,11 +72,11 @@ def test_cheap_and_good_drafts_become_long():
     assert min(teach(AutoGamma(), 200, alpha=0.95, draft=0.02, confidence=0.95)[-50:]) >= 6
 
 
-def test_dear_drafts_stay_short():
+def test_expensive_drafts_stay_short():
     assert 1 <= max(teach(AutoGamma(), 200, alpha=0.8, draft=0.4)[-50:]) <= 3
 
 
-def test_drafting_that_does_not_pay_is_left_alone_but_for_rare_trials():
+def test_drafting_that_does_not_pay_is_probed_rarely():
     lengths = teach(AutoGamma(), 600, alpha=0.2, draft=0.9)
     late = lengths[200:]
     assert late.count(0) > 0.95 * len(late)
@@ -85,23 +85,23 @@ def test_drafting_that_does_not_pay_is_left_alone_but_for_rare_trials():
     assert seconds / tokens < 1.03, "never slower than plain decoding by more than 3 %"
 
 
-def test_a_dear_prompt_keeps_trials_away_for_longer():
-    cheap, dear = AutoGamma(), AutoGamma()
-    for policy, start in ((cheap, 0.0), (dear, 50.0)):
+def test_an_expensive_draft_prefill_delays_probes():
+    cheap, expensive = AutoGamma(), AutoGamma()
+    for policy, start in ((cheap, 0.0), (expensive, 50.0)):
         teach(policy, 1, alpha=0.2, draft=0.9)
         teach(policy, 1, alpha=0.2, draft=0.9)
         while policy.choose(MAX_GAMMA) == 0:
             policy.observe(a_round(Draft()))
         policy.observe(a_round(Draft([0, 0], steps=2), draft_seconds=1.8, draft_prefill_seconds=start))
     waits = [0, 0]
-    for i, policy in enumerate((cheap, dear)):
+    for i, policy in enumerate((cheap, expensive)):
         while policy.choose(MAX_GAMMA) == 0:
             waits[i] += 1
             policy.observe(a_round(Draft()))
     assert waits[1] > 50 / 0.015 > waits[0]
 
 
-def test_speculation_comes_back_when_it_pays_again():
+def test_speculation_resumes_when_it_pays_again():
     policy = AutoGamma()
     teach(policy, 100, alpha=0.1, draft=0.9)
     assert policy.choose(MAX_GAMMA) == 0
@@ -110,14 +110,14 @@ def test_speculation_comes_back_when_it_pays_again():
     assert teach(policy, 3000, alpha=0.95, draft=0.05, confidence=0.95)[-1] >= 3
 
 
-def test_a_draft_ends_where_the_drafter_is_not_sure():
+def test_a_draft_ends_at_low_confidence():
     policy = AutoGamma(RoundCosts(0.1, FLAT, [0.8]))
     assert policy.choose(MAX_GAMMA) == MAX_GAMMA
     assert policy.should_continue(0.99)
     assert not policy.should_continue(0.02)
 
 
-def test_a_profile_spares_the_first_rounds():
+def test_a_profile_replaces_the_first_measurements():
     assert AutoGamma().choose(MAX_GAMMA) == 2
     assert AutoGamma(RoundCosts(0.01, FLAT, [0.9])).choose(MAX_GAMMA) == MAX_GAMMA
     assert AutoGamma(RoundCosts(0.9, FLAT, [0.1])).choose(MAX_GAMMA) == 2, "one trial, then plain"
@@ -133,7 +133,7 @@ def test_the_settings_choose_the_policy():
 @pytest.mark.parametrize("mode", ["exact", "skip"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_greedy_text_is_the_targets_own(tiny_model, mode, seed):
-    """seed 0: the drafter is the target, always right; seed 1: another model, hardly ever."""
+    """Seed 0: the drafter is the target, always right; seed 1: another model, rarely right."""
     target = stack_of(tiny_model("llama", seed=0))
     drafter = Drafter(stack_of(tiny_model("llama", seed=seed)), DraftConfig(mode=mode, threshold=0.5), 264)
     wanted = plain(target)

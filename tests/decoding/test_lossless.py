@@ -1,4 +1,4 @@
-"""The promise: greedy ids are the target's own, sampled ids follow the target's distribution, in every mode."""
+"""Losslessness: greedy ids are the target's own, sampled ids follow the target's distribution, in every mode."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +39,7 @@ def wrap(model):
 
 
 class Setting:
-    """A target, drafters that broadcast_token with it sometimes, and what transformers' own `generate` writes."""
+    """A target, drafters that agree with it sometimes, and what transformers' own `generate` writes."""
 
     def __init__(self, make: Callable, arch: str) -> None:
         self.reference = make(arch)
@@ -104,7 +104,7 @@ def test_greedy_ids_with_targets_that_transformers_runs(settings, arch, rule):
 
 @pytest.mark.parametrize("arch", ALL)
 def test_the_target_drafting_for_itself(settings, arch, tiny_model):
-    """Every draft is accepted: recurrent states and caches must be right behind full rounds too."""
+    """Every draft is accepted: recurrent states and caches must be right after full rounds too."""
     setting = settings(arch)
     for gamma in (1, 4):
         config = DecodeConfig(max_new_tokens=NEW, gamma=gamma, eos_ids=())
@@ -122,7 +122,7 @@ def test_a_drafter_of_another_family_and_vocabulary(settings, arch):
         assert [event.id for event in events] == setting.truth(PROMPTS[2])
 
 
-def test_these_drafters_are_right_sometimes_only(settings):
+def test_these_drafters_are_sometimes_wrong(settings):
     for arch in DENSE:
         config = DecodeConfig(max_new_tokens=NEW, gamma=3, eos_ids=())
         _, stats = settings(arch).decode(DraftConfig(mode="exact"), PROMPTS[2], config)

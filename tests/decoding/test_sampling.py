@@ -52,7 +52,7 @@ def test_greedy_acceptance_uses_neither_probabilities_nor_random_numbers():
 
 
 def chi_square(counts: torch.Tensor, probs: torch.Tensor) -> tuple[float, float]:
-    """The statistic over cells expected at least five times, and its 99.9 % bound (Wilson and Hilferty 1931)."""
+    """Return chi-square over cells expected >= 5 times, and its 99.9 % bound (Wilson and Hilferty 1931)."""
     expected = probs.flatten() * counts.sum()
     seen, rare = counts.flatten().double(), expected < 5
     cells = torch.cat([expected[~rare], expected[rare].sum()[None]])

@@ -21,7 +21,7 @@ THRESHOLDS = (-1.1, 0.6, 0.9, 0.95, 1.1)
 
 @pytest.fixture(scope="module")
 def weights(tiny_model):
-    """Updates are scaled down, so that some layers resemble their neighbours as a trained model's do."""
+    """Scale updates down, so that some layers are as similar to their neighbours as those of a trained model."""
     made = {}
     for arch in ARCHS:
         model = tiny_model(arch, layers=LAYERS)
@@ -33,7 +33,7 @@ def weights(tiny_model):
 
 
 def sequential_skip(stack: DecoderStack, ids: torch.Tensor, config: DraftConfig) -> tuple[torch.Tensor, int]:
-    """The published rule as the paper states it: one layer after another, its update dropped where it is redundant."""
+    """Apply the published rule as the paper states it: layer by layer, redundant updates dropped."""
     step = stack.begin(len(ids))
     h, dropped = stack.embed(ids), 0
     for layer in range(LAYERS):
@@ -142,7 +142,7 @@ def test_parallel_pairs_follow_the_formula(weights, arch, check):
         assert draft.skipped == 2
 
 
-def test_mlps_behind_the_first_batch_see_its_updates(weights):
+def test_mlps_after_the_first_batch_read_its_updates(weights):
     stack, other = DecoderStack(weights["llama"]), DecoderStack(weights["llama"])
     engine = DraftEngine(stack, DraftConfig(mode="parallel"))
     engine.schedule = Schedule((Group((0,)), Group((1, 2, 3), mlp_lanes=1), *(Group((i,)) for i in range(4, LAYERS))))
@@ -163,8 +163,8 @@ def test_mlps_behind_the_first_batch_see_its_updates(weights):
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_inline_parallel_keeps_lanes_while_their_true_input_is_alike(weights, threshold):
-    """Second implementation of the check: walk the layers, opening a new window where the input has moved away."""
+def test_inline_parallel_keeps_lanes_while_their_true_input_is_similar(weights, threshold):
+    """Second implementation of the check: walk the layers, start a new window when the input has diverged."""
     config = DraftConfig(mode="parallel", check="inline", threshold=threshold, window=3, mlp_window=3)
     stack, other = DecoderStack(weights["qwen3"]), DecoderStack(weights["qwen3"])
     found = run(stack, DraftEngine(stack, config))[0]

@@ -1,4 +1,4 @@
-"""Plans: which layers are dropped or grouped, and what is counted."""
+"""Schedules: dropped layers, groups, and their counts."""
 
 import pytest
 
@@ -18,12 +18,12 @@ def test_exact_schedule_counts_two_steps_a_layer():
 
 
 @pytest.mark.parametrize(
-    ("lanes", "mlp_lanes", "depth", "beside"),
+    ("lanes", "mlp_lanes", "depth", "overlapped"),
     [(1, 1, 2, 0), (2, 2, 2, 1), (3, 1, 4, 1), (4, 2, 3, 2.5), (3, 2, 3, 1.5)],
 )
-def test_group_counts(lanes, mlp_lanes, depth, beside):
+def test_group_counts(lanes, mlp_lanes, depth, overlapped):
     group = Group(tuple(range(lanes)), mlp_lanes)
-    assert (group.depth, group.layers_overlapped) == (depth, beside)
+    assert (group.depth, group.layers_overlapped) == (depth, overlapped)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the tests of decode loops share: a prompt, settings, drafting rules, and plain decoding to compare with."""
+"""Helpers for tests of the decode loop: a prompt, settings, drafting rules, and plain decoding to compare with."""
 
 from __future__ import annotations
 
