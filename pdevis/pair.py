@@ -9,6 +9,7 @@ Text lives here and above; everything below knows token ids only.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
@@ -26,9 +27,7 @@ from pdevis.generation import DecodeStats, Generation
 from pdevis.loading.build import build_model, build_pair, compile_pair
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.stack import DecoderStack
-from pdevis.parallel.remote import RemoteDrafter, RemoteModel, start_drafter
-from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
-from pdevis.parallel.worker_pool import WorkerPool
+from pdevis.parallel.remote import DrafterBackend, RemoteDrafter, RemoteModel, follow_main_rank, start_drafter
 from pdevis.profile import Profile, read_profile
 from pdevis.text import Prompt, Stream, check_ids, encode_prompt
 
@@ -41,8 +40,8 @@ class SpeculativePair:
     Made by `load_pair`, or from parts: any two models that keep the `CausalLM` protocol.
 
     Args:
-        target, drafter: the models; their caches belong to this object. The drafter may be `WorkerPool`, in which case
-            this object ends them (`close`).
+        target, drafter: the models; their caches belong to this object. The drafter may be a
+            `DrafterBackend`, which this object ends (`close`).
         tokenizer: the transformers tokenizer of both.
         eos_ids: ids that end the target's text.
         draft: drafting settings.
@@ -57,7 +56,7 @@ class SpeculativePair:
     def __init__(
         self,
         target: CausalLM,
-        drafter: CausalLM | WorkerPool | TorchrunDrafter,
+        drafter: CausalLM | DrafterBackend,
         tokenizer: Any,
         eos_ids: tuple[int, ...] = (),
         draft: DraftConfig | None = None,
@@ -66,7 +65,7 @@ class SpeculativePair:
         tracer: Tracer | None = None,
     ) -> None:
         self.target = target
-        self.workers = drafter if isinstance(drafter, WorkerPool | TorchrunDrafter) else None
+        self.workers = drafter if isinstance(drafter, DrafterBackend) else None
         self.drafter: CausalLM = RemoteModel(self.workers) if self.workers else drafter
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
@@ -95,14 +94,14 @@ class SpeculativePair:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
         self._stop_running()
         tuned = self.profile
-        devices, cut = (self.workers.devices, self.workers.cut) if self.workers else (1, False)
+        devices, cut = (self.workers.devices, self.workers.splits_mlps) if self.workers else (1, False)
         has_sublayer_access = (
             self.workers.has_sublayer_access if self.workers else isinstance(self.drafter, DecoderStack)
         )
         resolved = resolve_rule(draft, has_sublayer_access, tuned and tuned.draft.mode, devices, cut)
         traced = self.tracer is not None
         if self.workers:
-            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.workers, resolved, self.drafter, traced)
+            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.drafter, resolved, traced)
         else:
             self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size, traced=traced)
         # What γ = auto has learnt about these settings is kept while others are tried.
@@ -189,8 +188,8 @@ class SpeculativePair:
         if workers:
             workers.close()
             use_all_cores()
-            self.drafter = build_model(workers.plan)
-            self.labels["draft_device"] = str(workers.plan.device)
+            self.drafter = build_model(workers.load_spec)
+            self.labels["draft_device"] = str(workers.load_spec.device)
             self.configure(self._draft)
 
     def _stop_running(self) -> None:
@@ -231,6 +230,8 @@ def load_pair(
         compile: run whole forwards through torch.compile, in static shapes; the first of each shape takes a while.
         overlap: start the drafter in a process of its own, so that `DecodeConfig(overlap=True)` can draft ahead.
         trace: a new file for what every round does and what the drafter's hidden states look like (pdevis.simulate).
+    Under torchrun, with target_device = "ranks", only rank 0 runs the program: on the other ranks this function serves
+    rank 0 and then ends the process with exit code 0 (SystemExit).
     Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold a part of its layers each, in own processes.
 
     Raises:
@@ -249,6 +250,9 @@ def load_pair(
         tracer.expect(built.draft_plan.config, built.draft_plan.head_rows)
     if compile:
         compile_pair(built)
+    if built.channel and built.channel.ranks.rank > 0:
+        follow_main_rank(built)
+        sys.exit(0)
     drafting = start_drafter(built, compile, say)
     known = built.tokenizer, built.eos_ids, draft, built.labels
     return SpeculativePair(built.target, drafting, *known, tuned, tracer)

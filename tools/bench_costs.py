@@ -47,14 +47,14 @@ class Core:
     def __init__(self, rank: int, board: Any) -> None:
         import torch
 
-        from pdevis.parallel.shared_memory import SharedMemory
+        from pdevis.parallel.shared_memory import SharedMemoryCommunicator
 
         self.rank = rank
-        self.link = SharedMemory(board, rank, 600.0, lambda: None)
+        self.link = SharedMemoryCommunicator(board, rank, timeout_seconds=600.0, heartbeat=lambda: None)
         self.empty = torch.zeros(1)
 
     def meet(self) -> None:
-        self.link.share([self.empty], [0, 1], self.empty.shape, self.empty)
+        self.link.all_gather([self.empty], [0, 1], self.empty.shape, self.empty)
 
     def timed(self, ranks: Sequence[int], work: Callable[[], Any]) -> float:
         """Seconds of some work that these cores do at the same time; 0 for one that waits."""
@@ -160,8 +160,8 @@ def run(args: Namespace) -> None:
     from pdevis.loading.load_spec import LoadSpec
     from pdevis.loading.weight_reader import unsupported_reason
     from pdevis.models.linear import resolve_precision
-    from pdevis.parallel.shared_memory import Board
-    from pdevis.parallel.worker_pool import WorkerError, room_of
+    from pdevis.parallel.shared_memory import SharedBuffer
+    from pdevis.parallel.worker_pool import WorkerError, max_exchange_bytes
 
     cpu = torch.device("cpu")
 
@@ -178,7 +178,7 @@ def run(args: Namespace) -> None:
         plans.append(plan_of(args.target, "target", args.target_precision))
     places = find_device_slots("cpu:0,cpu:1", "this bench")
     context = multiprocessing.get_context("spawn")
-    board = Board(2, room_of(plans[0], 2))
+    board = SharedBuffer(2, max_exchange_bytes(plans[0], 2))
     pipes = [context.Pipe(duplex=False) for _ in places]
     processes = [
         context.Process(target=work, args=(rank, place, board, plans, args.repeats, pipes[rank][1]), daemon=True)

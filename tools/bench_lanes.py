@@ -52,7 +52,7 @@ def run(args: Namespace) -> None:
     rule = draft_config(args)
     rule = replace(rule, mode="parallel") if rule.mode == "auto" else rule
     lists = args.devices.split(";")
-    workers = [WorkerPool(plan, find_device_slots(each, "--devices"), config.vocab_size) for each in lists]
+    workers = [WorkerPool(plan, find_device_slots(each, "--devices"), target_vocab=config.vocab_size) for each in lists]
     what = (f"{args.tokens} tokens, first", f"1 token, {rule.mode}")
     times: dict[str, list[list[float]]] = {name: [[] for _ in lists] for name in what}
     try:

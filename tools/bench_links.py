@@ -31,21 +31,21 @@ def work(rank: int, core: int, board: Any, meeting: str, args: Namespace, answer
     import torch
 
     from pdevis.devices import use_cores
-    from pdevis.parallel.collectives import ProcessGroup
-    from pdevis.parallel.shared_memory import SharedMemory
+    from pdevis.parallel.collectives import DistributedCommunicator
+    from pdevis.parallel.shared_memory import SharedMemoryCommunicator
 
     use_cores([core])
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     links = {
-        "shared memory": SharedMemory(board, rank, 60.0, lambda: None),
-        "gloo": ProcessGroup(rank, 2, lambda: None),
+        "shared memory": SharedMemoryCommunicator(board, rank, timeout_seconds=60.0, heartbeat=lambda: None),
+        "gloo": DistributedCommunicator(rank, 2, heartbeat=lambda: None),
     }
     mine, seconds = torch.randn(1, args.numbers), {name: [] for name in links}
     for _ in range(10):
         for name, link in links.items():
             for _ in range(args.repeats // 10 + 1):
                 begin = time.perf_counter()
-                link.share([mine], [0, 1], mine.shape, mine)
+                link.all_gather([mine], [0, 1], mine.shape, mine)
                 seconds[name].append(time.perf_counter() - begin)
     if rank == 0:
         answer.send(seconds)
@@ -56,7 +56,7 @@ def run(args: Namespace) -> None:
     from torch import multiprocessing
 
     from pdevis.devices import cores
-    from pdevis.parallel.shared_memory import Board
+    from pdevis.parallel.shared_memory import SharedBuffer
 
     there = cores()
     if len(there) < 2:
@@ -64,7 +64,7 @@ def run(args: Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
-        rest = Board(2, 8 * args.numbers), str(Path(folder) / "ranks"), args, theirs
+        rest = SharedBuffer(2, 8 * args.numbers), str(Path(folder) / "ranks"), args, theirs
         ranks = [context.Process(target=work, args=(rank, there[rank], *rest)) for rank in range(2)]
         for process in ranks:
             process.start()

@@ -38,10 +38,16 @@ class Engine(Protocol):
 
 
 class PlainEngine:
-    """A drafter without access to its sublayers: every forward is exact."""
+    """A drafter without access to its sublayers: every forward is exact.
 
-    def __init__(self, model: HFCausalLM) -> None:
+    Args:
+        model: the drafter.
+        broadcast_token: shares the first process's token with all processes of the drafter; None: there is only one.
+    """
+
+    def __init__(self, model: HFCausalLM, broadcast_token: Callable[[Tensor], Tensor] | None = None) -> None:
         self.model = model
+        self.broadcast_token = broadcast_token or (lambda ids: ids)
         self.read = model.prefill
         self.depth = 2 * model.model.config.get_text_config().num_hidden_layers
 
@@ -55,9 +61,6 @@ class PlainEngine:
 
     def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
         return argmax_logprob(h[0, :vocab])
-
-    def broadcast_token(self, ids: Tensor) -> Tensor:
-        return ids
 
 
 def resolve_rule(
@@ -90,6 +93,7 @@ class Drafter:
         target_vocab: ids from here on are never proposed.
         lanes: as for `DraftEngine`.
         traced: keep in each draft what its exact passes saw.
+        broadcast_token: as for `PlainEngine`; `lanes` have their own.
     """
 
     concurrent = False  # whether it works while the caller does
@@ -101,13 +105,14 @@ class Drafter:
         target_vocab: int,
         lanes: LaneExecutor | None = None,
         traced: bool = False,
+        broadcast_token: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.vocab = min(model.vocab_size, target_vocab)
         stack = isinstance(model, DecoderStack)
         self.traced = traced and stack
-        self.engine: Engine = DraftEngine(model, config, lanes) if stack else PlainEngine(model)
+        self.engine: Engine = DraftEngine(model, config, lanes) if stack else PlainEngine(model, broadcast_token)
         self.approximate = config.mode != "exact"  # a draft's cache entries are
         self.recalibrates = self.approximate and config.calibrate
         self.exact_prefix = 0  # entries from the front that an exact pass has written

@@ -41,11 +41,10 @@ def pairs_on(pair: SpeculativePair, layouts: Sequence[str]) -> list[tuple[str | 
 def _elsewhere(pair: SpeculativePair, layout: str) -> SpeculativePair:
     from pdevis.devices import find_device_slots
     from pdevis.pair import SpeculativePair
-    from pdevis.parallel.worker_pool import WorkerPool
 
-    if not isinstance(pair.workers, WorkerPool):
-        raise ValueError("--draft_devices: several places need a drafter in processes of its own, not ranks")
-    workers = pair.workers.again_on(find_device_slots(layout, "draft_devices"))
+    if not pair.workers:
+        raise ValueError("--draft_devices: several device lists need a drafter in processes of its own")
+    workers = pair.workers.respawn_on(find_device_slots(layout, "draft_devices"))
     labels = pair.labels | {"draft_device": layout}
     return SpeculativePair(pair.target, workers, pair.tokenizer, pair.eos_ids, pair.draft, labels, pair.profile)
 
