@@ -183,7 +183,7 @@ class DraftService:
         self.model.rewind(length)
 
     def _broadcast_token(self, ids: Tensor) -> Tensor:
-        """Share rank 0's token; for a drafter without sublayer access this is where its drafts can be cancelled."""
+        """Broadcast rank 0's token. A drafter without sublayer access can be cancelled only here."""
         return broadcast(self.communicator, ids)
 
 

@@ -114,7 +114,9 @@ class WorkerPool:
                         min_ahead_probability=min_ahead_probability,
                     )
                 )
-            self.info: WorkerInfo = self._receive(range(self.devices), number=0, timeout_seconds=LOAD_TIMEOUT_SECONDS)
+            self.info: WorkerInfo = self._collect_replies(
+                range(self.devices), number=0, timeout_seconds=LOAD_TIMEOUT_SECONDS
+            )
         except BaseException:
             self.close()
             raise
@@ -147,7 +149,7 @@ class WorkerPool:
         """Wait for all requests sent, and return the result of the last one."""
         value = None
         while self._answered < self._sent:
-            value = self._receive([0], number=self._answered + 1, timeout_seconds=self.timeout_seconds)
+            value = self._collect_replies([0], number=self._answered + 1, timeout_seconds=self.timeout_seconds)
         return value
 
     def call(self, operation: str, *arguments: Any) -> Any:
@@ -168,7 +170,7 @@ class WorkerPool:
         start_with_sigint_blocked(process)
         remote.close()
 
-    def _receive(self, ranks: Sequence[int], *, number: int, timeout_seconds: float) -> Any:
+    def _collect_replies(self, ranks: Sequence[int], *, number: int, timeout_seconds: float) -> Any:
         """Wait for the reply of that number from each of `ranks` while watching all processes; return the first
         rank's value."""
         values: dict[int, Any] = {}

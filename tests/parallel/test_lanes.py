@@ -64,12 +64,12 @@ def pair(request, specs):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}-{rule.window}-{rule.calibrate}")
 def test_tokens_and_statistics_are_those_of_one_device(pair, target, rule):
     workers, spec = pair
-    one, many = local_drafter(spec, rule), remote_drafter(workers, rule)
+    local, remote = local_drafter(spec, rule), remote_drafter(workers, rule)
     for config in CONFIGS:
-        ids, stats = decode(target, one, config)
-        parallel_ids, parallel_stats = decode(target, many, config)
-        assert parallel_ids == ids
-        assert counts(parallel_stats) == counts(stats)
+        ids, stats = decode(target, local, config)
+        remote_ids, remote_stats = decode(target, remote, config)
+        assert remote_ids == ids
+        assert counts(remote_stats) == counts(stats)
 
 
 def test_logits_are_those_of_one_device(pair):

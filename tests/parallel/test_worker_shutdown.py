@@ -40,7 +40,7 @@ def print_pids(workers, *_, **__):
 if __name__ == "__main__":
     stage = sys.argv[2]
     if stage == "loading":
-        WorkerPool._receive = print_pids
+        WorkerPool._collect_replies = print_pids
     workers = WorkerPool(spec_of(Path(sys.argv[1])), device_slots(2), target_vocab=VOCAB, min_ahead_probability=0.0)
     workers.send("start", PROMPT, DecodeConfig(6000, eos_ids=(), overlap=True))
     if stage == "drafting":
