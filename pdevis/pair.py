@@ -1,4 +1,4 @@
-"""The façade: load a target and a drafter, and generate text with them.
+"""`SpeculativePair` and `load_pair`: load a target and a drafter, and generate text with them.
 
     from pdevis import load_pair, DecodeConfig
     pair = load_pair("smollm2-135m")
@@ -10,7 +10,7 @@ Text lives here and above; everything below knows token ids only.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -19,17 +19,20 @@ from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
-from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
 from pdevis.devices import use_all_cores
-from pdevis.drafting.drafter import Drafter, resolve_rule
-from pdevis.generation import DecodeStats, Generation
-from pdevis.loading.build import build_model, build_pair, compile_pair
+from pdevis.drafting.drafter import Drafter
+from pdevis.drafting.rule import resolve_rule
+from pdevis.generation import DecodeStats, Generation, TokenEvent
+from pdevis.loading.model_builder import build_model
+from pdevis.loading.pair_builder import PairSpec, build_pair, compile_pair
+from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.remote import DrafterBackend, RemoteDrafter, RemoteModel, follow_main_rank, start_drafter
 from pdevis.profile import Profile, read_profile
 from pdevis.text import Prompt, Stream, check_ids, encode_prompt
+from pdevis.trace import Tracer
 
 METHODS = ("speculative", "target", "drafter")
 
@@ -37,20 +40,20 @@ METHODS = ("speculative", "target", "drafter")
 class SpeculativePair:
     """A target and a drafter that share a tokenizer; one generation at a time.
 
-    Made by `load_pair`, or from parts: any two models that keep the `CausalLM` protocol.
+    Made by `load_pair`, or from any two models that implement the `CausalLM` protocol.
 
     Args:
-        target, drafter: the models; their caches belong to this object. The drafter may be a
-            `DrafterBackend`, which this object ends (`close`).
+        target, drafter: the models; their caches belong to this object. The drafter may be a `DrafterBackend`,
+            which `close` then stops.
         tokenizer: the transformers tokenizer of both.
         eos_ids: ids that end the target's text.
         draft: drafting settings.
-        labels: what `describe` says of models, devices and weight formats.
-        profile: what mode "auto" becomes, and what γ = auto begins with.
-        tracer: is told of every round of speculative decoding.
+        labels: names of models, devices and weight formats for `describe`.
+        profile: the mode that "auto" becomes, and the costs that γ = auto begins with.
+        tracer: records every round of speculative decoding.
 
     Raises:
-        ValueError: where the drafter cannot run in the mode asked for.
+        ValueError: if the drafter cannot run in the mode asked for.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class SpeculativePair:
 
     @property
     def mode(self) -> str:
-        """The drafting mode in use: what "auto" became."""
+        """The drafting mode in use, "auto" resolved."""
         return self._drafting.config.mode
 
     @property
@@ -93,50 +96,52 @@ class SpeculativePair:
     def configure(self, draft: DraftConfig) -> None:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
         self._stop_running()
-        tuned = self.profile
-        devices, cut = (self.workers.devices, self.workers.splits_mlps) if self.workers else (1, False)
-        has_sublayer_access = (
-            self.workers.has_sublayer_access if self.workers else isinstance(self.drafter, DecoderStack)
+        profile, workers = self.profile, self.workers
+        resolved = resolve_rule(
+            draft,
+            workers.has_sublayer_access if workers else isinstance(self.drafter, DecoderStack),
+            tuned_mode=profile.draft.mode if profile else None,
+            devices=workers.devices if workers else 1,
+            splits_mlps=workers.splits_mlps if workers else False,
         )
-        resolved = resolve_rule(draft, has_sublayer_access, tuned and tuned.draft.mode, devices, cut)
         traced = self.tracer is not None
-        if self.workers:
-            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.drafter, resolved, traced)
+        if workers:
+            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.drafter, resolved, traced=traced)
         else:
             self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size, traced=traced)
-        # What γ = auto has learnt about these settings is kept while others are tried.
-        known = tuned and tuned.costs_for(resolved, self.labels)
+        # The learnt costs of these settings are kept while others are tried.
+        known = profile.costs_for(resolved, self.labels) if profile else None
         self._auto = self._autos.setdefault(resolved, AutoGamma(known))
         self._draft = draft
 
     def describe(self) -> dict[str, Any]:
-        """Models, devices, weight formats, drafting settings and the profile in use, ready for JSON."""
+        """Return models, devices, weight formats, drafting settings and the profile in use, ready for JSON."""
         draft = self._drafting.config
-        lanes = {"attention_window": draft.attention_lanes, "mlp_window": draft.mlp_lanes}
         rule = {name: getattr(draft, name) for name in ("mode", "check", "threshold", "window")}
+        lanes = {"attention_window": draft.attention_lanes, "mlp_window": draft.mlp_lanes}
         ends = {name: getattr(draft, name) for name in ("keep_first", "keep_last", "calibrate")}
         return self.labels | rule | lanes | ends | (self.profile.describe(self.labels) if self.profile else {})
 
     def reset(self) -> None:
-        """Forget all cached tokens."""
+        """Clear both KV caches."""
         self._stop_running()
         self.target.rewind(0)
         self.drafter.rewind(0)
 
     def encode(self, prompt: Prompt, chat: bool = True) -> list[int]:
-        """Token ids of a prompt: a text, chat messages, or ids (returned as they are).
+        """Return the token ids of a prompt.
 
         Args:
-            prompt: text, [{"role": …, "content": …}, …] or ids.
-            chat: put text into the model's chat template as one user message; False: the text as it stands.
+            prompt: text, [{"role": …, "content": …}, …], or ids, which are returned unchanged.
+            chat: put text into the model's chat template as one user message; False: encode the text alone.
 
         Raises:
-            ValueError: for an empty prompt, or where the tokenizer has no chat template.
+            ValueError: for an empty prompt, or if the tokenizer has no chat template.
         """
         return encode_prompt(self.tokenizer, prompt, chat, self.labels.get("target", "the target"))
 
     def stream(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Stream:
-        """Decode; iterate the result for a `TokenEvent` per confirmed token.
+        """Decode a prompt; iterating the result yields a `TokenEvent` per confirmed token.
 
         Args:
             prompt: text or messages (put into the chat template), or ids.
@@ -149,24 +154,34 @@ class SpeculativePair:
         if method not in METHODS:
             raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
         config = config or DecodeConfig()
+        if config.eos_ids is None:
+            config = replace(config, eos_ids=self.eos_ids)
         ids = self.encode(prompt)
         model = self.drafter if method == "drafter" else self.target
         check_ids(ids, model.vocab_size, model.context_length)
         if config.overlap and method == "speculative" and not (self.workers and self.workers.concurrent):
             raise ValueError("overlap = True: must be given to load_pair too, which starts the drafter's own process")
-        if config.eos_ids is None:
-            config = replace(config, eos_ids=self.eos_ids)
         self._stop_running()
         stats = DecodeStats(method=method, mode=self.mode if method == "speculative" else "exact")
         if method == "speculative":
-            if self.tracer:
-                self.tracer.begin(self.describe(), len(ids), config)
-            policy = gamma_policy(config, self._auto)
-            events = speculative(Verifier(self.target), self._drafting, ids, config, stats, policy, self.tracer)
+            events = self._speculative(ids, config, stats)
         else:
-            events = autoregressive(Verifier(model), ids, config, stats)
+            events = autoregressive(Verifier(model), ids, config=config, stats=stats)
         self._running = Stream(events, stats, self.tokenizer)
         return self._running
+
+    def _speculative(self, ids: list[int], config: DecodeConfig, stats: DecodeStats) -> Iterator[TokenEvent]:
+        if self.tracer:
+            self.tracer.begin(self.describe(), prompt_tokens=len(ids), config=config)
+        return speculative(
+            Verifier(self.target),
+            self._drafting,
+            prompt=ids,
+            config=config,
+            stats=stats,
+            policy=gamma_policy(config, self._auto),
+            recorder=self.tracer,
+        )
 
     def generate(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Generation:
         """Decode to the end. Arguments and errors as for `stream`."""
@@ -176,14 +191,14 @@ class SpeculativePair:
         return Generation(stream.ids, stream.text, stream.stats)
 
     def close(self) -> None:
-        """End the drafter's own processes, where it has some, and give this process its cores back."""
+        """Stop the drafter's worker processes, if any, and give this process all of its cores back."""
         self._stop_running()
         if self.workers:
             self.workers.close()
             use_all_cores()
 
     def recover(self) -> None:
-        """Go on with the drafter in this process, on one device, when its own processes have failed (`WorkerError`)."""
+        """Load the drafter into this process, on one device, after its worker processes have failed (`WorkerError`)."""
         workers, self.workers = self.workers, None
         if workers:
             workers.close()
@@ -193,7 +208,7 @@ class SpeculativePair:
             self.configure(self._draft)
 
     def _stop_running(self) -> None:
-        """Two generations cannot share the caches: a new one ends the one before."""
+        """Close the previous generation: two cannot share the caches."""
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -219,20 +234,21 @@ def load_pair(
 
     Args:
         target: catalog key, hub id or local folder.
-        drafter: the same, or "self" for the target's own weights (in the drafter's weight format).
+        drafter: likewise, or "self" for the target's own weights (in the drafter's weight format).
         device: for both models; None: cuda if there, else cpu. target_device and draft_device override it.
         target_precision, draft_precision: auto, float32, float64, bfloat16, float16; on CPU packed, int8; on CUDA nf4.
         draft: drafting settings; None: the profile's, else the defaults.
         on_progress: called with a line of text at each stage.
-        profile: what `python -m pdevis.tune` has found, or its file: sets torch's thread count for this process, and
-            what "auto" means for mode and γ. Models, devices, formats and γ are the arguments' alone.
+        profile: result of `python -m pdevis.tune`, or its file: sets torch's thread count for this process, and the
+            mode and costs that "auto" uses. Models, devices, formats and γ come from the arguments alone.
         draft_vocab: the drafter proposes ids below this only, so that its output head is smaller; None: all.
         compile: run whole forwards through torch.compile, in static shapes; the first of each shape takes a while.
-        overlap: start the drafter in a process of its own, so that `DecodeConfig(overlap=True)` can draft ahead.
-        trace: a new file for what every round does and what the drafter's hidden states look like (pdevis.simulate).
+        overlap: start the drafter in a separate process, so that `DecodeConfig(overlap=True)` can draft ahead.
+        trace: a new file for the rounds of all generations and the drafter's layer similarities (pdevis.simulate).
+
+    Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold part of its layers each, in worker processes.
     Under torchrun, with target_device = "ranks", only rank 0 runs the program: on the other ranks this function serves
     rank 0 and then ends the process with exit code 0 (SystemExit).
-    Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold a part of its layers each, in own processes.
 
     Raises:
         ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that does not exist.
@@ -243,11 +259,23 @@ def load_pair(
         tuned.use_threads()
     tracer = Tracer(trace) if trace else None
     say = on_progress or (lambda line: None)
-    devices, formats = (target_device or device, draft_device or device), (target_precision, draft_precision)
-    mode = draft.mode if draft else "auto"
-    built = build_pair(target, drafter, *devices, *formats, mode, draft_vocab, overlap, say)
+    spec = PairSpec(
+        target=target,
+        drafter=drafter,
+        target_device=target_device or device,
+        draft_device=draft_device or device,
+        target_precision=target_precision,
+        draft_precision=draft_precision,
+        mode=draft.mode if draft else "auto",
+        draft_vocab=draft_vocab,
+        overlap=overlap,
+    )
+    built = build_pair(spec, say)
     if tracer:
-        tracer.expect(built.draft_plan.config, built.draft_plan.head_rows)
+        config = built.draft_spec.config
+        if reason := unsupported_reason(config):
+            raise ValueError(f"--trace {trace}: needs a drafter that runs layer by layer, not {reason}")
+        tracer.describe_drafter(config, built.draft_spec.head_rows)
     if compile:
         compile_pair(built)
     if built.channel and built.channel.ranks.rank > 0:

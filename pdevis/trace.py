@@ -1,12 +1,13 @@
-"""Trace files: what each round of a run did, and what its drafter's hidden states looked like. JSON lines, for
-`python -m pdevis.simulate` (`simulate.reading` reads them):
+"""Trace files: per-round costs of a run and the similarities of its drafter's hidden states, for `pdevis.simulate`.
 
-    {"kind": "pdevis-trace", "version": 1, "pair": {what pair.describe() says}, "layers": L, "sizes": {fields of Sizes}}
+JSON lines, written by `Tracer` and read by `simulate.trace_reader`:
+
+    {"kind": "pdevis-trace", "version": 1, "pair": {of pair.describe()}, "layers": L, "sizes": {fields of Sizes}}
     {"kind": "generation", fields of TracedGeneration}
     {"kind": "round", "generation": its number, fields of TracedRound, "passes": [{fields of ExactPass}]}
 
-Its one idea: plans look back a few layers only, so of all cos(h_i, h_j) a band along the diagonal is kept. Importing
-this needs no torch.
+Schedules look back a few layers only, so of all cos(h_i, h_j) a band along the diagonal is stored. Importing this needs
+no torch.
 
 Shapes: L = layers of the drafter.
 """
@@ -22,24 +23,25 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.config import DecodeConfig
+from pdevis.generation import Round
 from pdevis.util.validation import check_flag, check_integer, check_number
 
 KIND, VERSION = "pdevis-trace", 1
-BAND = 16  # layers back; no group is longer
-NEVER = -1.0  # a cosine below every threshold: what lies outside the band is never similar
+BAND = 16  # layers that the band reaches back; no group is longer
+NEVER = -1.0  # cosine below every threshold: states outside the band are never similar
 DIGITS = 6
 
 Band = Sequence[Sequence[float]]  # [i - 1][d - 1] = cos(h_i, h_(i-d)) for i = 1 … L, d = 1 … min(i, BAND)
 
 
 def band(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
-    """What is kept of cos(h_i, h_j), an (L + 1) x (L + 1) table. A cosine that is no number is never similar."""
+    """Return the band of cos(h_i, h_j), an (L + 1) x (L + 1) table. A NaN cosine becomes NEVER."""
     rows = [[matrix[i][i - back] for back in range(1, min(i, BAND) + 1)] for i in range(1, len(matrix))]
     return [[round(value, DIGITS) if value == value else NEVER for value in row] for row in rows]
 
 
 def full(rows: Band) -> list[list[float]]:
-    """The table again, as `drafting.schedule.plan` takes it: [L + 1][L + 1], symmetric, 1 on the diagonal."""
+    """Return the band as the [L + 1][L + 1] table that `plan_schedule` takes: symmetric, 1 on the diagonal."""
     size = len(rows) + 1
     matrix = [[NEVER] * size for _ in range(size)]
     matrix[0][0] = 1.0
@@ -52,7 +54,7 @@ def full(rows: Band) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Weights of the drafter that one token makes it read: of one layer's attention, of its MLP, of the head."""
+    """Number of drafter weights that one token reads: of one layer's attention, of its MLP, of the output head."""
 
     attention: int
     mlp: int
@@ -66,7 +68,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class ExactPass:
-    """One exact forward of the drafter: its place in the round from 0, its tokens, and their mean similarities."""
+    """One exact forward of the drafter: its index in the round, its tokens, and their mean similarities."""
 
     step: int
     tokens: int
@@ -79,8 +81,11 @@ class ExactPass:
 
 @dataclass(frozen=True)
 class TracedRound:
-    """One round. `draft_seconds`: the target waited so long. `ahead`: the draft was made during the last verification;
-    `guessed`: the drafter's guess of the token that the target added was right. None: did not arise."""
+    """Counts and seconds of one round.
+
+    `draft_seconds` is the time that the target waited. `ahead`: the draft was made during the last verification;
+    `guessed`: the drafter's guess of the bonus token was right. None: does not apply.
+    """
 
     drafted: int
     accepted: int
@@ -96,9 +101,9 @@ class TracedRound:
         for name in ("drafted", "accepted", "steps", "depth"):
             check_integer(name, getattr(self, name), 0)
         if self.accepted > self.drafted:
-            raise ValueError(f"accepted = {self.accepted}: must be at most {self.drafted}, the tokens drafted")
+            raise ValueError(f"accepted = {self.accepted}: must be <= {self.drafted}, the tokens drafted")
         if self.drafted > self.steps:
-            raise ValueError(f"steps = {self.steps}: must be at least {self.drafted}, the tokens drafted")
+            raise ValueError(f"steps = {self.steps}: must be >= {self.drafted}, the tokens drafted")
         for name in ("draft_seconds", "verify_seconds"):
             check_number(name, getattr(self, name), 0)
         for name in ("ahead", "guessed"):
@@ -108,7 +113,7 @@ class TracedRound:
 
 @dataclass(frozen=True)
 class TracedGeneration:
-    """The settings and rounds of one generation."""
+    """Settings and rounds of one generation."""
 
     number: int
     prompt_tokens: int
@@ -124,10 +129,10 @@ class TracedGeneration:
 
 
 class TraceWriter:
-    """Writes a trace while a run decodes, every line at once.
+    """Writes a trace file line by line while a run decodes.
 
     Args:
-        path: of a file that does not exist yet. It is made by `open`.
+        path: a file that does not exist yet; `open` creates it.
 
     Raises:
         ValueError: for a path that cannot be used.
@@ -143,10 +148,10 @@ class TraceWriter:
             raise ValueError(f"--trace {self.path}: the folder {self.path.parent} does not exist; make it first")
 
     def open(self, *, pair: Mapping[str, Any], layers: int, sizes: Sizes) -> None:
-        """Write the header; once more with the same values does nothing.
+        """Write the header. A second call with the same values does nothing.
 
         Raises:
-            ValueError: where anything has changed, since one file tells of one pair and rule.
+            ValueError: if a value has changed: a file holds one pair and rule.
         """
         header = {"pair": dict(pair), "layers": layers, "sizes": vars(sizes)}
         if self._file is None:
@@ -182,12 +187,12 @@ class TraceWriter:
         guessed: bool | None = None,
         passes: Sequence[ExactPass] = (),
     ) -> None:
-        """`passes` hold bands: ExactPass(step, tokens, band(matrix))."""
+        """Write one round; the `passes` hold bands: ExactPass(step, tokens, band(matrix))."""
         made = TracedRound(
             drafted, accepted, steps, depth, draft_seconds, verify_seconds, ahead, guessed, tuple(passes)
         )
-        told = vars(made) | {"passes": [vars(each) for each in made.passes]}
-        self._write({"kind": "round", "generation": generation} | told)
+        content = vars(made) | {"passes": [vars(exact_pass) for exact_pass in made.passes]}
+        self._write({"kind": "round", "generation": generation} | content)
 
     def close(self) -> None:
         if self._file is not None:
@@ -197,3 +202,57 @@ class TraceWriter:
         assert self._file is not None, "open first"
         self._file.write(json.dumps(content) + "\n")
         self._file.flush()
+
+
+class Tracer:
+    """Records the rounds of one pair's generations in one trace file; a `RoundRecorder` of the decode loop.
+
+    Args:
+        path: a file that does not exist yet.
+
+    Raises:
+        ValueError: for a path that cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.writer = TraceWriter(path)
+        self._generation = -1  # number of the current one
+        self._layers, self._sizes = 0, Sizes(attention=0, mlp=1, head=0)
+
+    def describe_drafter(self, config: Any, head_rows: int | None) -> None:
+        """Read the drafter's sizes from its transformers config; `head_rows`: ids of a smaller output head."""
+        hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        head_dim = getattr(config, "head_dim", None) or hidden // heads
+        self._layers = config.num_hidden_layers
+        self._sizes = Sizes(
+            attention=hidden * head_dim * (2 * heads + 2 * kv_heads),
+            mlp=3 * hidden * config.intermediate_size,
+            head=hidden * min(head_rows or config.vocab_size, config.vocab_size),
+        )
+
+    def begin(self, pair: Mapping[str, Any], prompt_tokens: int, config: DecodeConfig) -> None:
+        """Begin a generation. Raises ValueError if `pair` is not the one that the file was opened for."""
+        self.writer.open(pair=pair, layers=self._layers, sizes=self._sizes)
+        self._generation += 1
+        self.writer.generation(
+            number=self._generation,
+            prompt_tokens=prompt_tokens,
+            gamma=config.gamma,
+            temperature=config.temperature,
+            overlap=config.overlap,
+        )
+
+    def record(self, round: Round) -> None:
+        """Write one round of the current generation."""
+        draft = round.draft
+        self.writer.round(
+            generation=self._generation,
+            drafted=len(draft.ids),
+            accepted=round.verdict.accepted,
+            steps=draft.steps,
+            depth=draft.depth,
+            draft_seconds=round.draft_seconds,
+            verify_seconds=round.verify_seconds,
+            ahead=draft.ahead,
+            passes=[ExactPass(seen.step, seen.tokens, band(seen.similarities)) for seen in draft.passes],
+        )

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from helpers.tiny_models import ARCHITECTURES, make_model, make_tokenizer
-from pdevis.loading.catalog import ModelLoadError
 from pdevis.loading.embedded import prepare
+from pdevis.util.errors import ModelLoadError
 
 
 @pytest.fixture(scope="session")

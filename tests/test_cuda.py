@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.loading.build import build_model
 from pdevis.loading.checkpoint import find_source, read_config, read_model
-from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.pair import load_pair
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -43,7 +42,8 @@ def _full_float32():
 def test_the_lean_forward_is_transformers(tiny_folder, arch, precision, close):
     source = find_source(str(tiny_folder(arch)))
     device, dtype = torch.device("cuda:0"), getattr(torch, precision)
-    stack = build_model(LoadSpec(arch, "target", source, read_config(source), device, precision))
+    spec = LoadSpec(arch, "target", source=source, config=read_config(source), device=device, precision=precision)
+    stack = build_model(spec)
     theirs = read_model(source, dtype, device)
     with torch.inference_mode():
         wanted = theirs(torch.tensor([IDS], device=device)).logits[0].float()

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.traces import LAYERS, PAIR, SIZES, a_round, exact_pass, write_trace
 from pdevis.config import DraftConfig
-from pdevis.drafting.schedule import plan
+from pdevis.drafting.schedule import plan_schedule
 from pdevis.simulate.trace_reader import read_trace
 from pdevis.trace import BAND, TraceWriter, band, full
 
@@ -36,7 +36,7 @@ def test_plans_from_a_band_are_those_from_the_whole(mode):
     for _ in range(20):
         matrix = [[round(numbers.random(), 4) for _ in range(25)] for _ in range(25)]
         draft = DraftConfig(mode=mode, threshold=0.3, window=4)
-        assert plan(full(band(matrix)), draft) == plan(matrix, draft)
+        assert plan_schedule(full(band(matrix)), draft) == plan_schedule(matrix, draft)
 
 
 def test_written_and_read(tmp_path):
@@ -113,8 +113,8 @@ def broken(tmp_path, line, **changes):
         (2, {"gamma": 0}, "line 2: gamma = 0: must be an integer >= 1 or 'auto'"),
         (2, {"overlap": 1}, "line 2: overlap = 1: must be True or False"),
         (3, {"generation": 4}, "line 3: generation = 4: must be 0, the one that runs"),
-        (3, {"accepted": 3}, "line 3: accepted = 3: must be at most 2"),
-        (3, {"steps": 1}, "line 3: steps = 1: must be at least 2"),
+        (3, {"accepted": 3}, "line 3: accepted = 3: must be <= 2"),
+        (3, {"steps": 1}, "line 3: steps = 1: must be >= 2"),
         (3, {"verify_seconds": "none"}, "line 3: verify_seconds is missing"),
         (3, {"verify_seconds": -1}, "line 3: verify_seconds = -1: must be a finite number >= 0"),
         (3, {"guessed": "yes"}, "line 3: guessed = 'yes': must be True or False"),

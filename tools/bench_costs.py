@@ -71,11 +71,11 @@ def time_drafter(core: Core, plan: Any, repeats: int) -> dict[str, float]:
     """Medians in seconds: of a step, of all its attentions, MLPs and its head, and of MLPs cut by rows."""
     import torch
 
-    from pdevis.loading.build import build_model
-    from pdevis.loading.shard_spec import ShardSpec
+    from pdevis.loading.model_builder import build_model
+    from pdevis.models.layers import ShardSpec
     from pdevis.parallel.lanes import DeviceLanes
 
-    whole, part = build_model(plan), build_model(plan, ShardSpec(core.rank, 2, cut=True))
+    whole, part = build_model(plan), build_model(plan, ShardSpec(core.rank, 2, split_mlps=True))
     lanes = DeviceLanes(part, core.link, plan.head_rows or plan.config.vocab_size)
     ids = torch.arange(CONTEXT + 1) % whole.vocab_size
     whole.prefill(ids[:CONTEXT])
@@ -117,7 +117,7 @@ def time_pair(core: Core, drafter: Any, target: Any, repeats: int) -> dict[str, 
     """Seconds of a draft step and of a verification, each alone and at once: medians."""
     import torch
 
-    from pdevis.loading.build import build_model
+    from pdevis.loading.model_builder import build_model
 
     model = build_model(target if core.rank else drafter)
     tokens = VERIFIED if core.rank else 1
@@ -157,7 +157,7 @@ def run(args: Namespace) -> None:
 
     from pdevis.devices import find_device_slots
     from pdevis.loading.checkpoint import find_source, read_config
-    from pdevis.loading.load_spec import LoadSpec
+    from pdevis.loading.model_builder import LoadSpec
     from pdevis.loading.weight_reader import unsupported_reason
     from pdevis.models.linear import resolve_precision
     from pdevis.parallel.shared_memory import SharedBuffer
@@ -171,7 +171,7 @@ def run(args: Namespace) -> None:
         config = read_config(source)
         if reason := unsupported_reason(config):
             raise ValueError(f"{name}: must be a model whose sublayers can be timed, not {reason}")
-        return LoadSpec(name, role, source, config, cpu, precision)
+        return LoadSpec(name, role, source=source, config=config, device=cpu, precision=precision)
 
     plans = [replace(plan_of(args.model, "drafter", args.precision), head_rows=args.draft_vocab)]
     if args.target:

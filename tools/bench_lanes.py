@@ -41,13 +41,19 @@ def run(args: Namespace) -> None:
     from pdevis.config import DecodeConfig
     from pdevis.devices import find_device_slots
     from pdevis.loading.checkpoint import find_source, read_config
-    from pdevis.loading.load_spec import LoadSpec
+    from pdevis.loading.model_builder import LoadSpec
     from pdevis.parallel.worker_pool import WorkerPool
 
     source = find_source(args.model)
     config = read_config(source)
     plan = LoadSpec(
-        args.model, "drafter", source, config, torch.device("cpu"), args.precision, head_rows=args.draft_vocab
+        args.model,
+        "drafter",
+        source=source,
+        config=config,
+        device=torch.device("cpu"),
+        precision=args.precision,
+        head_rows=args.draft_vocab,
     )
     rule = draft_config(args)
     rule = replace(rule, mode="parallel") if rule.mode == "auto" else rule
@@ -60,7 +66,7 @@ def run(args: Namespace) -> None:
             each.call("configure", rule)
         for _ in range(args.repeats):
             for i, each in enumerate(workers):
-                each.call("start", PROMPT, DecodeConfig(eos_ids=()))
+                each.call("open", PROMPT, DecodeConfig(eos_ids=()))
                 each.call("draft", [], 1, None, 0)
                 alone = each.call("draft", [5] * args.tokens, 1, None, 0).seconds
                 several = each.call("draft", [5] * args.tokens, 5, None, 0).seconds

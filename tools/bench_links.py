@@ -55,10 +55,10 @@ def work(rank: int, core: int, board: Any, meeting: str, args: Namespace, answer
 def run(args: Namespace) -> None:
     from torch import multiprocessing
 
-    from pdevis.devices import cores
+    from pdevis.devices import available_cores
     from pdevis.parallel.shared_memory import SharedBuffer
 
-    there = cores()
+    there = available_cores()
     if len(there) < 2:
         raise ValueError("needs two cores; this process may use one only")
     context = multiprocessing.get_context("spawn")

@@ -1,1 +1,1 @@
-"""How drafts become text: verification by the target, and the decode loops. Token ids only, never text."""
+"""The decode loop: sampling, verification, draft lengths. Token ids only, never text."""

@@ -1,38 +1,45 @@
-"""Plain decoding of one model, through the same verification step as speculative decoding: every draft is empty."""
+"""Plain decoding of one model: the speculative decode loop with a source that never drafts, so every round is plain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import torch
 
 from pdevis.config import DecodeConfig
-from pdevis.decoding.progress import Clock, Progress
-from pdevis.decoding.sampling import Sampler
+from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.generation import DecodeStats, Draft, TokenEvent
 
 
+class NoDrafts:
+    """A `DraftSource` without a model: its context holds nothing, so it is never asked for a draft."""
+
+    concurrent = True  # it has no idle time
+    device = torch.device("cpu")
+    context_length = 0
+
+    def open(self, prompt: list[int], config: DecodeConfig) -> None:
+        pass
+
+    def draft(
+        self,
+        confirmed: list[int],
+        gamma: int,
+        should_continue: Callable[[float], bool] | None = None,
+        lookahead: int = 0,
+    ) -> Draft:
+        return Draft()
+
+    def rewind_to_confirmed(self, confirmed: list[int]) -> None:
+        pass
+
+    def release(self, confirmed: list[int]) -> None:
+        pass
+
+
 def autoregressive(
-    verifier: Verifier, prompt: list[int], config: DecodeConfig, stats: DecodeStats
+    verifier: Verifier, prompt: list[int], *, config: DecodeConfig, stats: DecodeStats
 ) -> Iterator[TokenEvent]:
-    """Decode behind `prompt` (token ids, shorter than the model's context) one token a round; fills `stats`."""
-    progress = Progress(prompt, config, verifier.model.context_length, stats)
-    clock = Clock(stats, verifier.model.device)
-    target_sampler = Sampler(config, verifier.model.device, stream=1)
-    started = False
-    if progress.done:
-        return
-    try:
-        with clock.phase("prefill"):
-            verifier.start(prompt, config.reuse_prefix)
-            started = True
-        while not progress.done:
-            with clock.phase("verify"):
-                verdict = verifier.verify(progress.confirmed, Draft([]), target_sampler)
-            events = progress.add([], verdict)
-            verifier.rewind_to_confirmed(progress.confirmed)
-            clock.stop()
-            with clock.paused():
-                yield from events
-    finally:
-        if started:
-            verifier.release(progress.confirmed)
+    """Decode one token per round after `prompt` (token ids, shorter than the model's context); fills `stats`."""
+    return speculative(verifier, NoDrafts(), prompt=prompt, config=config, stats=stats)

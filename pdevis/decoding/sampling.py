@@ -1,4 +1,4 @@
-"""From logits to tokens: the distribution that decoding settings define, draws from it, and the residual distribution.
+"""Sampling: the distribution that decoding settings define, draws from it, and the residual distribution.
 
 Speculative sampling is lossless for whatever p and q are, as long as p is what the target alone would have sampled
 from and q is what the drafter really sampled from (Leviathan et al. 2023, Chen et al. 2023): both come through here.
@@ -15,7 +15,7 @@ from pdevis.config import DecodeConfig
 
 
 def distribution(logits: Tensor, config: DecodeConfig) -> Tensor:
-    """Logits [T, V] -> probabilities [T, V] in float32 under temperature (> 0), then top-k, then top-p."""
+    """Turn logits [T, V] into float32 probabilities [T, V]: temperature (> 0), then top-k, then top-p."""
     assert not config.greedy, "temperature 0 has its own argmax path"
     logits = logits.float()
     scaled = (logits - logits.amax(-1, keepdim=True)) / config.temperature
@@ -25,7 +25,7 @@ def distribution(logits: Tensor, config: DecodeConfig) -> Tensor:
     probs = scaled.softmax(-1)
     if config.top_p < 1:
         ordered, order = probs.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # mass of the tokens ahead: the first token always stays
+        before = ordered.cumsum(-1) - ordered  # mass of more probable tokens: the first token always stays
         ordered = ordered.masked_fill(before >= config.top_p, 0)
         probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
         probs = probs / probs.sum(-1, keepdim=True)
@@ -33,14 +33,14 @@ def distribution(logits: Tensor, config: DecodeConfig) -> Tensor:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """norm(max(0, p - q)) over [V]: what a rejected draft token is replaced from."""
+    """Return norm(max(0, p - q)) over [V], from which the replacement of a rejected draft token is sampled."""
     rest = (p - q).clamp_min(0)
     mass = rest.sum()
     return rest / mass if mass > 0 else p  # mass 0: p equals q up to rounding
 
 
 class Sampler:
-    """The random numbers of one generation on one device; nothing is seeded globally."""
+    """Random numbers of one generation on one device; nothing is seeded globally."""
 
     def __init__(self, config: DecodeConfig, device: torch.device, stream: int = 0) -> None:
         self.config = config
@@ -50,13 +50,13 @@ class Sampler:
             self.generator = torch.Generator(device)
             if config.seed is None:
                 self.generator.seed()
-            else:  # target and drafter draw from different streams of one seed
+            else:  # target and drafter use different streams of one seed
                 self.generator.manual_seed(2 * config.seed + stream)
 
     def draw(self, probs: Tensor) -> Tensor:
-        """One token [1] from probabilities [V]."""
+        """Sample one token [1] from probabilities [V]."""
         return torch.multinomial(probs, 1, generator=self.generator)
 
     def uniform(self, count: int) -> Tensor:
-        """Numbers [count] in [0, 1)."""
+        """Return uniform random numbers [count] in [0, 1)."""
         return torch.rand(count, generator=self.generator, device=self.device)

@@ -1,87 +1,91 @@
 """Lossless speculative decoding: draft γ tokens, verify them in one target forward, keep what the target agrees with.
 
 The output is the target's own: its argmax at temperature 0, in distribution above (up to rounding: a forward of several
-tokens may round differently from several forwards of one). Yields a `TokenEvent` without text for each confirmed token.
+tokens may round differently from several forwards of one token). Leviathan et al. 2023, Chen et al. 2023.
+
+This is the whole loop. It knows token ids only, and neither loaders nor processes: `Verifier` is the target's side,
+`DraftSource` the drafter's, `GammaPolicy` chooses draft lengths, and a `Round` carries what statistics, policy and
+recorder need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from pdevis.config import DecodeConfig
-from pdevis.decoding.gamma import GammaPolicy, RoundTimes, gamma_policy
-from pdevis.decoding.progress import Clock, Elapsed, Progress
+from pdevis.decoding.clock import Clock
+from pdevis.decoding.draft_source import DraftSource
+from pdevis.decoding.gamma import GammaPolicy, gamma_policy
+from pdevis.decoding.progress import Progress
 from pdevis.decoding.sampling import Sampler
-from pdevis.decoding.tracing import Tracer
 from pdevis.decoding.verifier import Verifier
-from pdevis.drafting.drafter import Drafter
-from pdevis.generation import DecodeStats, Draft, TokenEvent
+from pdevis.generation import DecodeStats, Round, TokenEvent
+
+
+class RoundRecorder(Protocol):
+    """Receives every finished round, for example to write it to a trace file."""
+
+    def record(self, round: Round) -> None: ...
 
 
 def speculative(
     verifier: Verifier,
-    drafter: Drafter,
+    drafter: DraftSource,
+    *,
     prompt: list[int],
     config: DecodeConfig,
     stats: DecodeStats,
     policy: GammaPolicy | None = None,
-    tracer: Tracer | None = None,
+    recorder: RoundRecorder | None = None,
 ) -> Iterator[TokenEvent]:
-    """Decode behind `prompt` (token ids, shorter than the target's context) until EOS or a limit; fills `stats`.
+    """Decode after `prompt` until an EOS or a limit; yield a `TokenEvent` without text for each confirmed token.
 
-    `policy` decides the draft lengths; None: as `config.gamma` says. The drafter reads the prompt when it is first
-    asked for a draft, or, in a process of its own, while the target does; with `config.overlap` it then goes on
-    drafting while the target verifies. However the generation ends, finished, closed or failed, both caches are
-    rewound to confirmed tokens. `tracer` is told of every round.
+    The drafter reads the prompt when it is first asked for a draft, or, if it is concurrent, while the target does.
+    However the generation ends, finished, closed or failed, both caches are rewound to the confirmed tokens.
+
+    Args:
+        verifier: the target.
+        drafter: proposes tokens.
+        prompt: token ids, fewer than the target's context holds.
+        config: decoding settings with `eos_ids` set; with `overlap` the drafter drafts ahead during verification.
+        stats: filled in as the generation goes on.
+        policy: chooses the draft length of each round; None: the one that `config.gamma` asks for.
+        recorder: receives every round.
     """
     policy = policy or gamma_policy(config)
-    progress = Progress(prompt, config, verifier.model.context_length, stats)
-    clock = Clock(stats, verifier.model.device, drafter.model.device)
+    progress = Progress(prompt, config, context_length=verifier.model.context_length)
+    clock = Clock(verifier.model.device, drafter.device)
     target_sampler = Sampler(config, verifier.model.device, stream=1)
-    started: list[Verifier | Drafter] = []  # only their caches hold this prompt
-    if progress.done:
-        return
+    stats.prompt_tokens, stats.stop_reason = len(prompt), progress.stop_reason
     try:
-        with clock.phase("prefill"):
+        if not progress.stop_reason:
             if drafter.concurrent:
-                drafter.start(prompt, config)
-                started.append(drafter)
-            verifier.start(prompt, config.reuse_prefix)
-            started.append(verifier)
-        while not progress.done:
-            draft, starting, drafting = Draft([]), Elapsed(), Elapsed()
-            # A drafter with a shorter context than the target stops helping at its end.
-            limit = min(progress.room, drafter.model.context_length - len(progress.confirmed))
-            gamma = policy.choose(limit) if limit > 0 else 0
+                drafter.open(prompt, config)
+            verifier.open(prompt, config)
+            stats.add_prefill(clock.lap())
+        while not progress.stop_reason:
+            limit = min(progress.draft_limit, drafter.context_length - len(progress.confirmed))
+            gamma = policy.choose(limit)
+            round = Round(draft_limit=limit, fallback=policy.falls_back, concurrent=drafter.concurrent)
             if gamma > 0:
-                if drafter not in started:
-                    with clock.phase("prefill") as starting:
-                        drafter.start(progress.confirmed, config)
-                        started.append(drafter)
-                with clock.phase("draft") as drafting:
-                    should_continue = policy.rule.should_continue if policy.rule else None
-                    room = limit if config.overlap else 0
-                    draft = drafter.draft(progress.confirmed, gamma, should_continue, room)
-            with clock.phase("verify") as verifying:
-                verdict = verifier.verify(progress.confirmed, draft, target_sampler)
-            events = progress.add(draft.ids, verdict)
-            stats.draft_steps += draft.steps
-            stats.skipped += draft.skipped
-            stats.depth += draft.depth
-            stats.ahead_rounds += draft.ahead is True
-            stats.ahead_dropped += draft.ahead is False
-            stats.drafter_idle_seconds += draft.idle_seconds if drafter.concurrent else verifying.seconds
-            if tracer:
-                tracer.round(draft, verdict.accepted, drafting.seconds, verifying.seconds)
-            if limit > 0:
-                stats.fallback_rounds += policy.falls_back
-                own = drafting.seconds if draft.seconds is None else draft.seconds
-                policy.observe(draft, verdict.accepted, RoundTimes(own, verifying.seconds, starting.seconds))
-            for side in started:
-                side.rewind_to_confirmed(progress.confirmed)
-            clock.stop()
+                with clock.phase(round, "draft_prefill"):
+                    drafter.open(progress.confirmed, config)
+                with clock.phase(round, "draft"):
+                    lookahead = limit if config.overlap else 0
+                    round.draft = drafter.draft(progress.confirmed, gamma, policy.should_continue, lookahead)
+            with clock.phase(round, "verify"):
+                round.verdict = verifier.verify(progress.confirmed, round.draft, target_sampler)
+            events = progress.confirm(round)
+            verifier.rewind_to_confirmed(progress.confirmed)
+            drafter.rewind_to_confirmed(progress.confirmed)
+            round.total_seconds = clock.lap()
+            stats.add(round)
+            policy.observe(round)
+            if recorder:
+                recorder.record(round)
             with clock.paused():
                 yield from events
     finally:
-        for side in started:
-            side.release(progress.confirmed)
+        verifier.release(progress.confirmed)
+        drafter.release(progress.confirmed)

@@ -1,4 +1,4 @@
-"""The target's side of a round: one forward over the last confirmed token and the draft, then accept or correct.
+"""Verification: one target forward over the last confirmed token and the draft, then accept or correct.
 
 Shapes: G = draft tokens, V = the target's vocabulary.
 """
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pdevis.config import DecodeConfig
 from pdevis.decoding.sampling import Sampler, distribution, residual
 from pdevis.generation import Draft, Verdict
 from pdevis.models.causal_lm import CausalLM, load_prompt
@@ -19,15 +20,17 @@ class Verifier:
 
     def __init__(self, model: CausalLM) -> None:
         self.model = model
+        self._is_open = False
 
     @torch.inference_mode()
-    def start(self, prompt: list[int], reuse: bool) -> None:
-        """Bring the cache to the prompt without its last token."""
-        load_prompt(self.model, prompt, reuse, self.model.prefill)
+    def open(self, prompt: list[int], config: DecodeConfig) -> None:
+        """Begin a generation: bring the cache to the prompt without its last token."""
+        load_prompt(self.model, prompt, reuse=config.reuse_prefix, read=self.model.prefill)
+        self._is_open = True
 
     @torch.inference_mode()
     def verify(self, confirmed: list[int], draft: Draft, sampler: Sampler) -> Verdict:
-        """One forward over G + 1 tokens. An empty draft makes this plain decoding."""
+        """Run one forward over G + 1 tokens, then accept or correct. An empty draft makes this plain decoding."""
         ids = torch.tensor([confirmed[-1], *draft.ids], device=self.model.device)
         logits = self.model.forward(ids)  # [G + 1, V]
         if sampler.config.greedy:
@@ -35,15 +38,19 @@ class Verifier:
         return accept_sampled(draft, distribution(logits, sampler.config), sampler)
 
     def rewind_to_confirmed(self, confirmed: list[int]) -> None:
-        """Rewind to the confirmed tokens but the last, which the next forward begins with."""
+        """Rewind the cache to the confirmed tokens but the last, which the next forward begins with."""
         self.model.rewind(min(self.model.length, len(confirmed) - 1))
         self.model.tokens = confirmed[: self.model.length]
 
-    release = rewind_to_confirmed  # nothing approximate is left behind
+    def release(self, confirmed: list[int]) -> None:
+        """End the generation. Does nothing if none is open: the cache then holds another prompt."""
+        if self._is_open:
+            self._is_open = False
+            self.rewind_to_confirmed(confirmed)
 
 
 def accept_greedy(draft: Draft, logits: Tensor) -> Verdict:
-    """A token is accepted iff it is the target's argmax: no probabilities, no random numbers."""
+    """Accept a token iff it is the target's argmax: no probabilities, no random numbers."""
     best = logits.argmax(-1).tolist()
     accepted = 0
     while accepted < len(draft.ids) and draft.ids[accepted] == best[accepted]:

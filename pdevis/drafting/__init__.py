@@ -1,1 +1,1 @@
-"""How a drafter proposes tokens: the divergence check, schedules of layers, the engine that runs them, a round."""
+"""The drafting method: divergence check, layer schedules, the engine that runs them, and the drafter."""

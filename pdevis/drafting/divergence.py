@@ -1,4 +1,4 @@
-"""The hidden-state divergence check: how much a layer, or a stretch of layers, turns the residual stream.
+"""The hidden-state divergence check: cosine similarity of hidden states before and after layers.
 
 Shapes: T = tokens, H = hidden size, L = layers, W = lanes.
 """
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def similarity(new: Tensor, old: Tensor) -> Tensor:
-    """cos(new, old) over the last dimension: [..., T, H] -> [..., T]. The divergence is 1 minus this."""
+    """Return cos(new, old) over the last dimension, [..., T, H] -> [..., T]. The divergence is 1 minus this."""
     return F.cosine_similarity(new.float(), old.float(), dim=-1)
 
 
 def similarity_matrix(trace: list[Tensor]) -> list[list[float]]:
-    """From h_0 … h_L, each [T, H]: cos(h_i, h_j), averaged over the tokens, as an (L + 1) x (L + 1) table.
+    """Return cos(h_i, h_j) for h_0 … h_L, each [T, H], averaged over the tokens, as an (L + 1) x (L + 1) table.
 
     One matrix product and one transfer to the host, whatever the number of layers.
     """

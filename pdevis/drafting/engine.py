@@ -1,15 +1,16 @@
-"""Runs one drafter forward under the rules of DESIGN: exactly, after a plan, or with the check inside.
+"""Drafting engines: one drafter forward, exact, under a planned schedule, or with the check inside.
 
-The engine decides what runs together; a `LaneExecutor` runs it. `LocalLanes` runs the lanes of one device one after
-another, which computes what parallel lanes would and counts the serial steps that they would take; `DeviceLanes`
-(lanes.py) runs them at the same time on several devices.
+`DraftEngine` decides which layers run together; a `LaneExecutor` runs them. `LocalLanes` runs the lanes of one device
+one after another, which computes what parallel lanes would and counts the serial steps that they would take;
+`DeviceLanes` (parallel/lanes.py) runs them at the same time on several devices. `PlainEngine` is for drafters without
+access to their sublayers: every forward is exact.
 
 Shapes: T = tokens of this forward, H = hidden size, V = vocabulary, W = lanes of a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,27 +19,27 @@ from torch import Tensor
 
 from pdevis.config import DraftConfig
 from pdevis.drafting.divergence import similarity, similarity_matrix
-from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan
+from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan_schedule
 from pdevis.generation import TracedPass
-from pdevis.models.causal_lm import CHUNK
+from pdevis.models.causal_lm import CHUNK, CausalLM
 from pdevis.models.stack import DecoderStack, Step
 
 
 class OutputHead(Protocol):
-    """From hidden states to tokens."""
+    """Maps hidden states to logits."""
 
     def logits(self, h: Tensor) -> Tensor:
         """Hidden states after the last layer [T, H] -> logits [T, V]."""
         ...
 
-    def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-        """For h [1, H]: the likeliest id [1] below `vocab`, and its logit minus the logsumexp over those ids."""
+    def argmax(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+        """Return `argmax_logprob` of the logits for h [1, H], restricted to ids below `vocab`."""
         ...
 
 
 @dataclass(frozen=True)
 class DraftStep:
-    """What one drafter forward brings: the last token's hidden state [1, H], and what its serial path was."""
+    """Result of one drafter forward: last hidden state [1, H] and serial-path counts."""
 
     hidden: Tensor
     skipped: float
@@ -47,40 +48,90 @@ class DraftStep:
 
     @property
     def logits(self) -> Tensor:
-        """Of the next token [V]."""
+        """Next-token logits, [V]."""
         return self.head.logits(self.hidden)[0]
 
-    def best(self, vocab: int) -> tuple[Tensor, Tensor]:
-        """The likeliest next token [1] below `vocab`, and its log-probability among those."""
-        return self.head.best(self.hidden, vocab)
+    def argmax(self, vocab: int) -> tuple[Tensor, Tensor]:
+        """Return the most probable next token [1] with an id below `vocab`, and its log-probability among those."""
+        return self.head.argmax(self.hidden, vocab)
 
 
 def argmax_logprob(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits [V]: the first of the largest [1], and its log-probability [1]."""
+    """Return the argmax [1] of logits [V] (lowest id on ties) and its log-probability [1]."""
     best = logits.argmax(-1, keepdim=True)
     return best, logits[best].float() - logits.float().logsumexp(-1)
+
+
+class Engine(Protocol):
+    """Runs drafter forwards, exactly or under a drafting rule."""
+
+    def prefill(self, ids: Tensor) -> None:
+        """Append ids [T] to the cache exactly; no logits."""
+        ...
+
+    def exact(self, ids: Tensor) -> DraftStep:
+        """Append ids [T] with every layer in its place."""
+        ...
+
+    def draft(self, ids: Tensor) -> DraftStep:
+        """Append ids [T] under the drafting rule."""
+        ...
+
+    def broadcast_token(self, ids: Tensor) -> Tensor:
+        """Return the first device's choice of the next token [1]."""
+        ...
+
+
+class PlainEngine:
+    """A drafter without access to its sublayers: every forward is exact.
+
+    Args:
+        model: its forward returns logits, which take the place of hidden states here.
+        broadcast_token: returns the first process's choice of the next token; None: there is one process only.
+    """
+
+    def __init__(self, model: CausalLM, broadcast_token: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.model = model
+        self.prefill = model.prefill
+        self.depth = 2 * model.num_layers
+        self.broadcast_token = broadcast_token or (lambda ids: ids)
+
+    def exact(self, ids: Tensor) -> DraftStep:
+        return DraftStep(self.model.forward(ids)[-1:], skipped=0.0, depth=self.depth, head=self)
+
+    draft = exact
+
+    def logits(self, h: Tensor) -> Tensor:
+        return h
+
+    def argmax(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+        return argmax_logprob(h[0, :vocab])
 
 
 class LaneExecutor(OutputHead, Protocol):
     """Runs the sublayers of one window at the same time, each on its own input; returns their updates in order.
 
-    The updates may stand where the next call writes: what is to last is copied.
+    Returned tensors may alias internal buffers that the next call overwrites; clone them to keep them longer.
     """
 
     def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
-        """All layers, each in its place: as `DecoderStack.run_layers`."""
+        """Run all layers one after another, like `DecoderStack.run_layers`."""
         ...
 
     def prefill(self, ids: Tensor) -> None:
-        """As `DecoderStack.prefill`."""
+        """Append ids [T] exactly, like `DecoderStack.prefill`."""
         ...
 
-    def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]: ...
+    def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]:
+        """Return the attention updates [T, H] of some layers, each on its own input [T, H]."""
+        ...
 
-    def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]: ...
+    def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the MLP updates [T, H] of some layers, each on its own input [T, H]."""
+        ...
 
     def broadcast_token(self, ids: Tensor) -> Tensor:
-        """The first device's choice of the next token [1]."""
+        """Return the first device's choice of the next token [1]."""
         ...
 
 
@@ -101,7 +152,7 @@ class LocalLanes:
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
         return [self.stack.mlp(layer, h) for layer, h in zip(layers, inputs, strict=True)]
 
-    def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    def argmax(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
         return argmax_logprob(self.stack.logits(h)[0, :vocab])
 
     def broadcast_token(self, ids: Tensor) -> Tensor:
@@ -109,10 +160,10 @@ class LocalLanes:
 
 
 class DraftEngine:
-    """One drafter on a `DecoderStack`, its cache included.
+    """Drafting rules on a `DecoderStack`.
 
     Args:
-        stack: the drafter.
+        stack: the drafter, its cache included.
         config: the drafting settings; `mode` is resolved (not "auto").
         lanes: runs a window's sublayers; None: one after another on the stack's device.
     """
@@ -124,40 +175,37 @@ class DraftEngine:
         self.lanes = lanes or LocalLanes(stack)
         self.layers = len(stack.layers)
         self.free = free_layers(self.layers, config)
-        self.always = config.threshold < -1  # no cosine is below
+        self.keeps_all_lanes = config.threshold < -1  # no cosine is lower
         self.schedule = exact_schedule(self.layers)
+        self.prefill = self.lanes.prefill
         self.broadcast_token = self.lanes.broadcast_token
-        self.most = CHUNK // config.attention_lanes  # tokens of a forward under a rule
+        self.max_tokens = CHUNK // config.attention_lanes  # of a forward under a drafting rule
         self.steps = 0  # drafter forwards of the round
-        self.passes: list[TracedPass] | None = None  # of the round, where they are traced
-
-    def read(self, ids: Tensor) -> None:
-        """Append ids [T] exactly; no logits."""
-        self.lanes.prefill(ids)
+        self.passes: list[TracedPass] | None = None  # of the round, if they are traced
 
     def exact(self, ids: Tensor) -> DraftStep:
-        """Append ids [T] with every layer in its place; with the planned check, plan the tokens that follow."""
+        """Append ids [T] with every layer in its place; with the planned check, plan the next tokens' schedule."""
         planned = self.config.mode != "exact" and self.config.check == "planned"
         if len(ids) > CHUNK:
-            self.read(ids[:-CHUNK])
+            self.prefill(ids[:-CHUNK])
             ids = ids[-CHUNK:]
         trace: list[Tensor] | None = [] if planned or self.passes is not None else None
         h = self.lanes.run_layers(ids, trace)
         if trace is not None:
             similarities = similarity_matrix(trace)
             if planned:
-                self.schedule = plan(similarities, self.config)
+                self.schedule = plan_schedule(similarities, self.config)
             if self.passes is not None:
                 self.passes.append(TracedPass(self.steps, len(ids), similarities))
         self.steps += 1
-        return DraftStep(h[-1:], 0.0, 2 * self.layers, self.lanes)
+        return DraftStep(h[-1:], skipped=0.0, depth=2 * self.layers, head=self.lanes)
 
     def draft(self, ids: Tensor) -> DraftStep:
-        """Append ids [T] under the configured rule. Inline decisions are made for each token; counts are the last's."""
+        """Append ids [T] under the drafting rule. Inline decisions are made per token; counts are the last token's."""
         if self.config.mode == "exact":
             return self.exact(ids)
-        if len(ids) > self.most:  # confirmed tokens of many plain rounds
-            self.read(ids[:-1])
+        if len(ids) > self.max_tokens:  # confirmed tokens of many plain rounds
+            self.prefill(ids[:-1])
             ids = ids[-1:]
         step = self.stack.begin(len(ids))
         h = self.stack.embed(ids)
@@ -169,36 +217,42 @@ class DraftEngine:
             h, skipped, depth = self._inline_parallel(h, step)
         self.stack.commit(step)
         self.steps += 1
-        return DraftStep(h[-1:], skipped, depth, self.lanes)
+        return DraftStep(h[-1:], skipped=skipped, depth=depth, head=self.lanes)
 
     def _planned(self, h: Tensor, step: Step) -> Tensor:
         for group in self.schedule.groups:
             h = self._run_group(h, group, step)[-1]
         return h
 
-    def _run_group(self, h: Tensor, group: Group, step: Step, every: bool = False) -> list[Tensor]:
-        """The group's lanes from h, staggered by sublayer; the true hidden state after its last layer comes last.
+    def _run_group(self, h: Tensor, group: Group, step: Step, all_states: bool = False) -> list[Tensor]:
+        """Run a group's lanes from h, staggered by sublayer; return a state per layer, the group's output last.
 
-        MLP j sees h, all attention updates up to its own, and the MLP updates of earlier batches.
+        MLP j reads h, all attention updates up to its own, and the MLP updates of earlier batches.
 
         Args:
-            every: make the states before it true as well: what each layer would leave behind if it were the last.
+            h: [T, H] the common input.
+            group: layers that run together.
+            step: of this forward.
+            all_states: complete the earlier states too: state j is then the output if layer j were the last one.
         """
         states: list[Tensor] = []
         for update in self.lanes.attention(group.layers, [h] * len(group.layers), step):
             states.append((states[-1] if states else h) + update)
         last = len(states) - 1
         for first in range(0, len(states), group.mlp_lanes):
-            behind = first + group.mlp_lanes
-            updates = self.lanes.mlp(group.layers[first:behind], states[first:behind])
+            end = first + group.mlp_lanes
+            updates = self.lanes.mlp(group.layers[first:end], states[first:end])
             for lane, update in enumerate(updates, first):
-                for state in states[lane if every else min(behind, last) :]:
+                for state in states[lane if all_states else min(end, last) :]:
                     state.add_(update)
         return states
 
     def _inline_skip(self, h: Tensor, step: Step) -> tuple[Tensor, float, int]:
-        """The published rule, W layers at a time. Lanes behind the first kept layer run again from its output, and
-        overwrite their cache entries, so that every window gives what the sequential rule gives."""
+        """Apply the published rule, W layers at a time.
+
+        Lanes after the first kept layer run again from its output and overwrite their cache entries, so that every
+        window gives the result of the sequential rule.
+        """
         layer, skipped, depth = 0, 0, 0
         while layer < self.layers:
             lanes = range(
@@ -220,14 +274,14 @@ class DraftEngine:
         return h, skipped, depth
 
     def _inline_parallel(self, h: Tensor, step: Step) -> tuple[Tensor, float, int]:
-        """Lanes keep their updates while the true input of each still looks like the window's common input."""
+        """Keep the updates of lanes while the true input of each is similar to the common input of the window."""
         layer, skipped, depth = 0, 0.0, 0
         while layer < self.layers:
             end = min(layer + self.config.attention_lanes, self.free.stop) if layer in self.free else layer + 1
             group = Group(tuple(range(layer, end)), self.config.mlp_lanes)
-            states = self._run_group(h, group, step, every=not self.always)
+            states = self._run_group(h, group, step, all_states=not self.keeps_all_lanes)
             kept = len(states)
-            if kept > 1 and not self.always:
+            if kept > 1 and not self.keeps_all_lanes:
                 alike = similarity(torch.stack(states[:-1]), h) > self.config.threshold  # [W - 1, T]
                 kept = 1 + [*alike.all(-1).tolist(), False].index(False)
             h = states[kept - 1]

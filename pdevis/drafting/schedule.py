@@ -1,4 +1,4 @@
-"""Which layers run together, which are left out, and what that makes of the serial path.
+"""Layer schedules: groups of layers that run together, layers that are dropped, and the resulting serial depth.
 
 A schedule is a list of groups. The layers of a group start from the same hidden state: their attentions run together,
 then their MLPs, `mlp_lanes` at a time. A plain drafter is the schedule of single layers.
@@ -21,18 +21,18 @@ class Group:
 
     @property
     def depth(self) -> int:
-        """Serial sublayer steps: one for all attentions, one for each batch of MLPs."""
+        """Serial sublayer steps: one for all attentions, one per batch of MLPs."""
         return 1 + -(-len(self.layers) // self.mlp_lanes)
 
     @property
     def layers_overlapped(self) -> float:
-        """Layers run beside another: half a layer for each sublayer step saved."""
+        """Layers that run at the same time as another one: half a layer per sublayer step saved."""
         return len(self.layers) - self.depth / 2
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One draft token's way through the drafter."""
+    """Groups of layers that one draft token passes through, in order."""
 
     groups: tuple[Group, ...]
     dropped: tuple[int, ...] = ()
@@ -43,7 +43,7 @@ class Schedule:
 
     @cached_property
     def skipped(self) -> float:
-        """Layers taken off the serial path: dropped, or run beside another."""
+        """Layers taken off the serial path: dropped, or run at the same time as another one."""
         return len(self.dropped) + sum(group.layers_overlapped for group in self.groups)
 
 
@@ -52,15 +52,15 @@ def exact_schedule(layers: int) -> Schedule:
 
 
 def free_layers(layers: int, config: DraftConfig) -> range:
-    """The layers that may be dropped or run beside another: all but the kept ends."""
+    """Return the layers that may be dropped or grouped: all but `keep_first` and `keep_last` at the ends."""
     return range(min(config.keep_first, layers), max(layers - config.keep_last, min(config.keep_first, layers)))
 
 
-def plan(similarities: list[list[float]], config: DraftConfig) -> Schedule:
-    """The schedule of the next draft tokens, from cos(h_i, h_j) of the tokens just calibrated.
+def plan_schedule(similarities: list[list[float]], config: DraftConfig) -> Schedule:
+    """Return the schedule of the next draft tokens, from cos(h_i, h_j) of the tokens just calibrated.
 
-    `skip` leaves out each layer that turned the hidden state by no more than the threshold allows. `parallel` lets a
-    layer join a group while its true input still looks like the group's common input.
+    `skip` drops each layer whose output is more similar to its input than the threshold. `parallel` adds a layer to a
+    group while its true input is that similar to the common input of the group.
     """
     layers = len(similarities) - 1
     free = free_layers(layers, config)
@@ -80,12 +80,3 @@ def plan(similarities: list[list[float]], config: DraftConfig) -> Schedule:
         groups.append(Group(tuple(range(start, end)), config.mlp_lanes))
         start = end
     return Schedule(tuple(groups))
-
-
-def check_mode(mode: str, has_sublayers: bool) -> None:
-    """Raise ValueError where a drafting mode needs a drafter whose sublayers can be reached, and this one's cannot."""
-    if mode in ("skip", "parallel") and not has_sublayers:
-        raise ValueError(
-            f"mode = {mode!r}: needs a drafter of a family whose layers pdevis runs itself "
-            "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"
-        )

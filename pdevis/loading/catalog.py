@@ -1,6 +1,6 @@
-"""Model names: which key stands for which hub id, and what any other name means.
+"""Model names: the catalog of keys and their hub ids, and the resolution of any other name.
 
-A name is a catalog key, a hub id ("owner/name"), a local folder, or a .gguf file. Nothing is opened or fetched here.
+A name is a catalog key, a hub id ("owner/name"), a local folder, or a .gguf file. Nothing is opened or downloaded here.
 
     python -c "from pdevis.loading.catalog import resolve; print(resolve('qwen-8b'))"
 """
@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from pdevis.util.errors import ModelLoadError
 
 EMBEDDED = "smollm2-135m"
 
@@ -36,20 +38,16 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _ALLOWED = "(a hub id, owner/name, or a local folder is allowed too)"
 
 
-class ModelLoadError(ValueError):
-    """A model, tokenizer or device that cannot be had; the message is one line that says what to do."""
-
-
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from.
+    """The origin of a model's files.
 
     Args:
         name: as the user gave it.
-        kind: `hub`, `folder`, or `embedded` (the model that is fetched from the package index).
+        kind: `hub`, `folder`, or `embedded` (downloaded from the package index).
         location: hub id or folder; for `embedded` the hub id of the same model.
-        gguf_file: name of the GGUF file in the folder that holds the model; None: safetensors and config.json.
-        local_only: read what is on disk, ask no server.
+        gguf_file: name of the folder's GGUF file that holds the model; None: safetensors and config.json.
+        local_only: read files on disk only, without asking a server.
     """
 
     name: str
@@ -60,10 +58,10 @@ class Source:
 
 
 def resolve(name: str | os.PathLike[str]) -> Source:
-    """What a model name stands for; a key comes before a folder of the same name ("./name" means the folder).
+    """Return the source of a model name. A key has priority over a folder of that name ("./name" is the folder).
 
     Raises:
-        ModelLoadError: for a key that is not in the catalog (naming the nearest ones), or a path that does not exist.
+        ModelLoadError: if a key is not in the catalog (naming the nearest ones), or a path does not exist.
     """
     text = os.fspath(name)
     if not text.strip():
@@ -76,9 +74,9 @@ def resolve(name: str | os.PathLike[str]) -> Source:
     if path.is_file():
         if path.suffix == ".gguf":
             return Source(text, "folder", str(path.parent), gguf_file=path.name)
-        raise ModelLoadError(f"model = {text!r}: is a file, must be a folder or a .gguf file")
+        raise ModelLoadError(f"model = {text!r}: is a file; it must be a folder or a .gguf file")
     if _looks_like_path(text):
-        raise ModelLoadError(f"model = {text!r}: no such folder")
+        raise ModelLoadError(f"model = {text!r}: this folder or file does not exist")
     if _HUB_ID.fullmatch(text):
         return Source(text, "hub", text)
     raise ModelLoadError(f"model = {text!r}: {_suggest(text)} {_ALLOWED}")

@@ -1,8 +1,9 @@
-"""The model hub: whether it answers, and what its errors mean in one line that says what to do."""
+"""The model hub: whether it answers, its errors in one line that says what to do, and its progress bars."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -13,37 +14,39 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from transformers.utils import logging
 
-from pdevis.loading.catalog import EMBEDDED, ModelLoadError
+from pdevis.loading.catalog import EMBEDDED
+from pdevis.util.errors import ModelLoadError, causes, first_line
 
 _NETWORK_PACKAGES = ("httpx", "httpcore", "urllib3", "requests")
 
 
-def reach(repo: str) -> bool:
-    """Whether the hub answers for a repository. False: it does not, but the cache has a copy.
+def is_reachable(repo: str) -> bool:
+    """Return True if the hub answers for a repository, False if it does not but a copy is cached.
 
-    One request without retries: the library's own would keep a machine without network waiting for half a minute
-    per file.
+    One request without retries: the library's own retries would delay a machine without network by half a minute per
+    file.
 
     Raises:
-        ModelLoadError: for a repository that is gated, not there, or no transformers model; or where neither the hub
-            nor a cached copy is at hand.
+        ModelLoadError: if the repository is gated, does not exist or is not a transformers model, or if neither the
+            hub nor a cached copy is available.
     """
     try:
         get_hf_file_metadata(hf_hub_url(repo, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:
         if isinstance(try_to_load_from_cache(repo, "config.json"), str):
             return False
-        raise ModelLoadError(explain(error, repo) or f"{repo}: {first_line(error)}") from error
+        raise ModelLoadError(explain_hub_error(error, repo) or f"{repo}: {first_line(error)}") from error
     return True
 
 
-def explain(error: BaseException, repo: str) -> str | None:
-    """One line for an error of the hub or the network; None for any other error."""
+def explain_hub_error(error: BaseException, repo: str) -> str | None:
+    """Return one line for an error of the hub or the network; None for any other error."""
     chain = list(causes(error))
 
     def any_of(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
+        return any(isinstance(cause, kinds) for cause in chain)
 
     if any_of(GatedRepoError):
         return f"{repo} is gated: accept its licence at {constants.ENDPOINT}/{repo}, then run `hf auth login`"
@@ -53,28 +56,28 @@ def explain(error: BaseException, repo: str) -> str | None:
         return f"{repo} is not a hub id: must be owner/name"
     if any_of(EntryNotFoundError) and not any_of(LocalEntryNotFoundError):
         return f"{repo} has no config.json on the hub: not a transformers model (for GGUF give a local .gguf file)"
-    reason = next((link for link in reversed(chain) if _is_network(link)), None)
-    if reason is None:
+    network_error = next((cause for cause in reversed(chain) if _is_network_error(cause)), None)
+    if network_error is None:
         return None
-    embedded = "" if repo.endswith("SmolLM2-135M-Instruct") else f", or take the embedded model {EMBEDDED}"
+    embedded = "" if repo.endswith("SmolLM2-135M-Instruct") else f", or use the embedded model {EMBEDDED}"
     return (
-        f"{repo}: the hub cannot be reached ({first_line(reason)}) and no copy is cached; offline: give a local folder "
-        f"with the model, or fill the cache where there is a network (`hf download {repo}`){embedded}"
+        f"{repo}: the hub cannot be reached ({first_line(network_error)}) and no copy is cached; offline: give a local "
+        f"folder with the model, or fill the cache on a machine with network (`hf download {repo}`){embedded}"
     )
 
 
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it, outermost first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers and the hub, which would break a caller's own progress line."""
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
 
 
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _is_network(error: BaseException) -> bool:
+def _is_network_error(error: BaseException) -> bool:
     known = isinstance(error, (ConnectionError, TimeoutError, HfHubHTTPError, LocalEntryNotFoundError))
     return known or type(error).__module__.startswith(_NETWORK_PACKAGES)

@@ -15,12 +15,12 @@ CHUNK = 512  # prompt tokens per forward: bounds the attention mask and the acti
 
 
 class CausalLM(Protocol):
-    """What decoding needs of a model: one sequence in a cache that can be rewound."""
+    """A language model with one sequence in a KV cache that can be rewound."""
 
     vocab_size: int
     context_length: int
     device: torch.device
-    tokens: list[int]  # what the cache holds, as far as a decoder has said; lets the next generation share a prefix
+    tokens: list[int]  # ids in the cache as far as the decoder knows; lets the next generation reuse a prefix
 
     @property
     def length(self) -> int:
@@ -28,21 +28,27 @@ class CausalLM(Protocol):
         ...
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Append ids [T] to the cache; logits [T, V] of each of them."""
+        """Append ids [T] to the cache; return the logits [T, V] of each of them."""
         ...
 
     def prefill(self, ids: Tensor) -> None:
-        """Append ids [T] to the cache; no logits."""
+        """Append ids [T] to the cache."""
         ...
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens of the cache."""
+        """Drop all but the first `length` tokens of the cache."""
         ...
 
 
 def load_prompt(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[[Tensor], None]) -> None:
-    """Bring a model's cache to the prompt without its last token, from its shared prefix or from nothing; `read`
-    appends tokens to it."""
+    """Bring a model's cache to the prompt without its last token.
+
+    Args:
+        model: its cache is rewound and filled.
+        prompt: token ids, at least one.
+        reuse: keep the entries of the prefix that cache and prompt share.
+        read: appends ids [T] to the cache.
+    """
     wanted = prompt[:-1]
     shared = 0
     if reuse:
@@ -53,6 +59,6 @@ def load_prompt(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[
     if wanted[shared:]:
         try:
             read(torch.tensor(wanted[shared:], device=model.device))
-        except BaseException:  # some chunks may be in the cache, and nobody knows which
+        except BaseException:  # some chunks may be in the cache already
             model.rewind(min(shared, model.length))
             raise

@@ -1,9 +1,10 @@
-"""Whole forwards of a `DecoderStack` through torch.compile, in static shapes.
+"""Forwards of a `DecoderStack` through torch.compile, in static shapes.
 
-A forward of T tokens runs as one of the next width in `WIDTHS`: the tokens behind are scratch, in the cache too. The
-position is a tensor and attention looks at the whole cache under a mask, so that nothing depends on the length; one
-compilation per width and cache capacity, at first use. On CUDA mode="reduce-overhead" turns each into a CUDA graph (not
-run on a GPU yet). Products in formats of other libraries are opaque to the compiler: one operator that looks them up.
+A forward of T tokens runs as one of the next larger width in `WIDTHS`: tokens after the T-th are padding, and so are
+their cache entries. The position is a tensor and attention covers the whole cache under a mask, so that no shape
+depends on the length: one compilation per width and cache capacity, at first use. On CUDA mode="reduce-overhead" turns
+each into a CUDA graph (not run on a GPU yet). Products of other libraries are opaque to the compiler: one operator
+looks them up.
 
 Shapes: T = tokens of a width, C = capacity of the cache, H = hidden size, N = query heads, K = key/value heads,
 G = N / K, D = head size.
@@ -21,106 +22,107 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pdevis.models.kv_cache import split_keys_values
 from pdevis.models.layers import Attention, Layer
 from pdevis.models.linear import DenseLinear, Linear
-from pdevis.models.rotation import TurnedLinear
+from pdevis.models.rotation import RotatedInputLinear
 from pdevis.models.stack import DecoderStack
 
-WIDTHS = (1, 2, 6, 17)  # draft steps; verification of up to 5, of up to 16 draft tokens
+WIDTHS = (1, 2, 6, 17)  # draft steps of 1 and 2 tokens; verification of up to 5 and of up to 16 draft tokens
 
 _linears: WeakValueDictionary[int, Linear] = WeakValueDictionary()
-_numbers = itertools.count()
+_linear_ids = itertools.count()
 
 
 def compile_stack(stack: DecoderStack) -> None:
-    """Have the stack's forwards compiled from now on, those of up to the largest width. Compiles nothing yet."""
-    stack.whole = CompiledForward(stack)
+    """Run the stack's forwards of up to the largest width compiled from now on. Compiles nothing yet."""
+    stack.compiled_forward = StaticShapeForward(stack)
 
 
-class CompiledForward:
-    """The compiled form of `DecoderStack.run_layers`."""
+class StaticShapeForward:
+    """`CompiledForward` of a stack: one compiled function per width."""
 
-    most = WIDTHS[-1]
+    max_tokens = WIDTHS[-1]
 
     def __init__(self, stack: DecoderStack) -> None:
         self.stack = stack
-        self.layers = [_opaque(layer) for layer in stack.layers]
+        self.layers = [_with_opaque_linears(layer) for layer in stack.layers]
         mode = "reduce-overhead" if stack.device.type == "cuda" else None
-        # Each width is a function of its own, so that the compiler's limit of recompilations is never met.
+        # A separate function per width, so that the compiler's limit of recompilations is never reached.
         self.functions: dict[int, Callable[..., Tensor]] = {
-            width: torch.compile(self._function(), dynamic=False, fullgraph=True, mode=mode) for width in WIDTHS
+            width: torch.compile(self._make_function(), dynamic=False, fullgraph=True, mode=mode) for width in WIDTHS
         }
 
     def run(self, ids: Tensor, start: int) -> Tensor:
-        """Hidden states [T', H] after the last layer of ids [T'] at positions from `start` on."""
+        """Compute hidden states [T', H] after the last layer for ids [T'] at positions from `start`; T' <= T."""
         width = next(width for width in WIDTHS if width >= len(ids))
         self.stack.reserve(start + width)
         padded = F.pad(ids, (0, width - len(ids)))
         position = torch.tensor(start, device=ids.device)
-        h = self.functions[width](padded, position, self.stack.turns, self.stack.cache)
-        return h[: len(ids)].clone()  # a CUDA graph writes its next result to the same place
+        h = self.functions[width](padded, position, self.stack.rope_table, self.stack.cache.storage)
+        return h[: len(ids)].clone()  # a CUDA graph writes its next result to the same memory
 
-    def _function(self) -> Callable[..., Tensor]:
+    def _make_function(self) -> Callable[..., Tensor]:
         weights, layers = self.stack.weights, self.layers
 
-        def forward(ids: Tensor, start: Tensor, turns: Tensor, caches: list[Tensor]) -> Tensor:
-            places = start + torch.arange(len(ids), device=ids.device)  # [T]
-            turn = turns[places][:, None]  # [T, 1, D / 2, 2]
-            seen = torch.arange(len(turns), device=ids.device) <= places[:, None]  # [T, C]
-            mask = seen.repeat(weights.heads // weights.kv_heads, 1)  # [G T, C]
+        def forward(ids: Tensor, start: Tensor, rope_table: Tensor, storage: list[Tensor]) -> Tensor:
+            positions = start + torch.arange(len(ids), device=ids.device)  # [T]
+            rope = rope_table[positions][:, None]  # [T, 1, D / 2, 2]
+            visible = torch.arange(len(rope_table), device=ids.device) <= positions[:, None]  # [T, C]
+            mask = visible.repeat(weights.heads // weights.kv_heads, 1)  # [G T, C]
             h = F.embedding(ids, weights.embedding)
-            for parts, rows in zip(layers, caches, strict=True):
-                h = h + self._attention(parts.attention, rows, h, places, turn, mask)
-                h = h + parts.mlp.down(parts.mlp.inner(h))
+            for layer, rows in zip(layers, storage, strict=True):
+                h = h + self._attention(layer.attention, rows, h, positions=positions, rope=rope, mask=mask)
+                h = h + layer.mlp.down(layer.mlp.inner(h))
             return h
 
         return forward
 
     def _attention(
-        self, parts: Attention, rows: Tensor, h: Tensor, places: Tensor, turn: Tensor, mask: Tensor
+        self, attention: Attention, rows: Tensor, h: Tensor, *, positions: Tensor, rope: Tensor, mask: Tensor
     ) -> Tensor:
-        """As `DecoderStack.attention`, on the whole cache `rows` [C, 2K, D]."""
+        """Compute `DecoderStack.attention` over a layer's whole cache, `rows` [C, 2K, D]."""
         w, tokens = self.stack.weights, len(h)
-        groups, turned = w.heads // w.kv_heads, w.heads + w.kv_heads
-        qkv = parts.qkv(parts.norm(h)).view(tokens, -1, w.head_dim)
-        qk = qkv[:, :turned] if parts.qk_norm is None else parts.qk_norm(qkv[:, :turned])
-        real, imaginary = qk.to(turn.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = turn.unbind(-1)
+        groups, qk_heads = w.heads // w.kv_heads, w.heads + w.kv_heads
+        qkv = attention.qkv(attention.norm(h)).view(tokens, -1, w.head_dim)
+        qk = qkv[:, :qk_heads] if attention.qk_norm is None else attention.qk_norm(qkv[:, :qk_heads])
+        real, imaginary = qk.to(rope.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = rope.unbind(-1)
         qk = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2).to(h.dtype)
-        rows.index_copy_(0, places, torch.cat([qk[:, w.heads :], qkv[:, turned:]], 1))
-        keys, values = (half.transpose(0, 1)[None] for half in rows.chunk(2, dim=1))  # [1, K, C, D]
+        rows.index_copy_(0, positions, torch.cat([qk[:, w.heads :], qkv[:, qk_heads:]], 1))
+        keys, values = split_keys_values(rows)  # [1, K, C, D]
         queries = qk[:, : w.heads].unflatten(1, (w.kv_heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)[None]
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=w.head_dim**-0.5)
-        return parts.output(mixed[0].unflatten(1, (groups, tokens)).permute(2, 0, 1, 3).reshape(tokens, -1))
+        return attention.output(mixed[0].unflatten(1, (groups, tokens)).permute(2, 0, 1, 3).reshape(tokens, -1))
 
 
 class OpaqueLinear:
-    """A linear layer that the compiler calls without looking inside."""
+    """A linear layer that the compiler calls without tracing it."""
 
     def __init__(self, linear: Linear) -> None:
         self.linear = linear
-        self.number = next(_numbers)
-        _linears[self.number] = linear
-        _register()
+        self.id = next(_linear_ids)
+        _linears[self.id] = linear
+        _register_operator()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.pdevis.linear(x, self.number, self.linear.out_features)
+        return torch.ops.pdevis.linear(x, self.id, self.linear.out_features)
 
 
 @cache
-def _register() -> torch.library.Library:
-    """Define pdevis::linear(x, number of the layer, its output size), once per process."""
+def _register_operator() -> torch.library.Library:
+    """Define pdevis::linear(x, id of the layer, its output size), once per process."""
     library = torch.library.Library("pdevis", "DEF")
-    library.define("linear(Tensor x, int number, int size) -> Tensor")
-    library.impl("linear", lambda x, number, size: _linears[number](x), "CompositeExplicitAutograd")
-    torch.library.register_fake("pdevis::linear", lambda x, number, size: x.new_empty(len(x), size), lib=library)
+    library.define("linear(Tensor x, int id, int size) -> Tensor")
+    library.impl("linear", lambda x, id, size: _linears[id](x), "CompositeExplicitAutograd")
+    torch.library.register_fake("pdevis::linear", lambda x, id, size: x.new_empty(len(x), size), lib=library)
     return library
 
 
-def _opaque(layer: Layer) -> Layer:
+def _with_opaque_linears(layer: Layer) -> Layer:
     def wrap(linear: Linear) -> Linear:
-        if isinstance(linear, TurnedLinear):
-            return TurnedLinear(linear.turn, wrap(linear.linear))
+        if isinstance(linear, RotatedInputLinear):
+            return RotatedInputLinear(linear.hadamard, wrap(linear.linear))
         return linear if isinstance(linear, DenseLinear) else OpaqueLinear(linear)
 
     attention, mlp = layer.attention, layer.mlp

@@ -1,8 +1,8 @@
-"""HFCausalLM: any transformers causal language model behind the `CausalLM` protocol.
+"""HFCausalLM: any transformers causal language model as a `CausalLM`.
 
 Plain key/value layers are rewound with the library's `crop`. Layers that cannot be cropped exactly (recurrent states of
-a gated delta net, sliding windows) are copied before each forward; a rewind puts the copy back, and the tokens between
-the copy and the rewind's target go in front of the next forward. So a rewind costs no forward of its own.
+a gated delta net, sliding windows) are copied before each forward; a rewind restores the copy, and the tokens between
+the copy and the rewind's target are replayed at the start of the next forward. So a rewind costs no extra forward.
 
 Shapes: T = tokens of this call, V = vocabulary.
 """
@@ -21,7 +21,7 @@ from pdevis.models.causal_lm import CHUNK
 
 
 class HFCausalLM:
-    """A loaded transformers model in eval mode, with a cache of its own."""
+    """A loaded transformers model in eval mode, with its own cache."""
 
     def __init__(self, model: Any, precision: str) -> None:
         self.model = model
@@ -40,6 +40,10 @@ class HFCausalLM:
     def forward(self, ids: Tensor) -> Tensor:
         return self._run(ids, len(ids))
 
+    @property
+    def num_layers(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
+
     def prefill(self, ids: Tensor) -> None:
         for chunk in ids.split(CHUNK):
             self._run(chunk, 1)
@@ -53,43 +57,43 @@ class HFCausalLM:
         del self._ids[length:]
 
     def _run(self, ids: Tensor, keep: int) -> Tensor:
-        """Forward of the tokens to replay and ids; logits [keep, V] of the last `keep` of them."""
+        """Run the tokens to replay and ids; return the logits [keep, V] of the last `keep` of them."""
         while len(self._replay) > CHUNK:  # a long history after a restart
             self._forward(self._replay[:CHUNK], 1)
             del self._replay[:CHUNK]
-        added = ids.tolist()
-        logits = self._forward(self._replay + added, keep)
+        new = ids.tolist()
+        logits = self._forward(self._replay + new, keep)
         self._replay = []
-        self._ids += added
+        self._ids += new
         return logits
 
     @torch.inference_mode()
     def _forward(self, ids: list[int], keep: int) -> Tensor:
         self._saved_at = self.length - len(self._replay)
         self._saved = {i: copy.deepcopy(layer) for i, layer in enumerate(self._cache.layers) if not _croppable(layer)}
-        whole = torch.tensor([ids], device=self.device)
+        batch = torch.tensor([ids], device=self.device)
         try:
-            return self.model(whole, past_key_values=self._cache, use_cache=True, logits_to_keep=keep).logits[0]
+            return self.model(batch, past_key_values=self._cache, use_cache=True, logits_to_keep=keep).logits[0]
         except BaseException:  # out of memory or Ctrl-C: some layers may hold this call's tokens, others not
             self._restart(self._ids)
             raise
 
     def _rewind_cache(self, length: int) -> None:
-        present = self.length - len(self._replay)
-        plain = all(_croppable(layer) for layer in self._cache.layers)
-        if length == 0 or (not plain and (length < self._saved_at or self._saved_at == 0)):
+        cached = self.length - len(self._replay)
+        all_croppable = all(_croppable(layer) for layer in self._cache.layers)
+        if length == 0 or (not all_croppable and (length < self._saved_at or self._saved_at == 0)):
             self._restart(self._ids[:length])
             return
-        keep = length if plain else self._saved_at
+        keep = length if all_croppable else self._saved_at
         for i, layer in enumerate(self._cache.layers):
             if _croppable(layer):
-                layer.crop(keep - present)
+                layer.crop(keep - cached)
             else:
                 self._cache.layers[i] = self._saved[i]
         self._replay = self._ids[keep:length]
 
     def _restart(self, ids: list[int]) -> None:
-        """An empty cache; the next forward computes `ids` again."""
+        """Empty the cache; the next forward recomputes `ids`."""
         self._ids = ids.copy()
         self._replay = ids.copy()
         self._cache = DynamicCache(config=self.model.config)

@@ -1,6 +1,7 @@
-"""What a `DecoderStack` is made of: the parts of each layer, and the whole.
+"""The parts of a `DecoderStack`: norms, rotary embedding, attention, MLP, and the weights of a whole model.
 
-Shapes: T = tokens, H = hidden size, N = query heads, K = key/value heads, D = head size, I = MLP size, V = vocabulary.
+Shapes: T = tokens, H = hidden size, N = query heads, K = key/value heads, D = head size, I = MLP size, V = vocabulary,
+C = positions in the rotary table.
 """
 
 from __future__ import annotations
@@ -12,45 +13,146 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdevis.models.linear import Linear
-from pdevis.models.norm import Norm, UnitNorm
-from pdevis.models.rotation import BlockRotation
+from pdevis.models.rotation import BlockHadamard
+
+
+class RMSNorm:
+    """RMS norm over the last dimension. On CPU `F.rms_norm` runs as six kernels; this form needs four."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        size = weight.shape[-1]
+        self.weight = weight
+        self.eps = eps
+        self.uses_vector_norm = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+        if self.uses_vector_norm:  # x / sqrt(mean x^2 + eps) = x sqrt(size) / sqrt(|x|^2 + eps size)
+            self.weight = weight * size**0.5
+            self.sqrt_eps = torch.tensor((eps * size) ** 0.5, dtype=weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.uses_vector_norm:
+            return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.sqrt_eps)).mul_(self.weight)
+        wide = x if x.dtype == torch.float64 else x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class UnitRMSNorm:
+    """x / sqrt(|x|^2 + eps size): an RMS norm whose weight and factor sqrt(size) are folded into the next matrix."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+        self.sqrt_eps = torch.tensor((eps * size) ** 0.5, dtype=dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.sqrt_eps)
+
+
+class RotaryEmbedding:
+    """Table of the rotary factors of each position, as complex numbers [C, D / 2].
+
+    Args:
+        frequencies: [D / 2], float32.
+        scale: attention scaling of the rope type (yarn), else 1.
+        dtype: of the model. Factors are complex64, complex128 for float64.
+    """
+
+    def __init__(self, frequencies: Tensor, scale: float, dtype: torch.dtype) -> None:
+        self.frequencies = frequencies
+        self.scale = scale
+        self._real_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+        self.table = torch.empty(0, len(frequencies), dtype=complex_dtype, device=frequencies.device)
+
+    @torch.inference_mode(False)  # so that the table may be used inside and outside inference mode
+    def reserve(self, positions: int) -> None:
+        """Compute the factors of positions 0 to `positions` - 1."""
+        if positions <= len(self.table):
+            return
+        angles = torch.arange(positions, device=self.frequencies.device)[:, None] * self.frequencies  # float32
+        magnitude = torch.full_like(angles, self.scale, dtype=self._real_dtype)
+        self.table = torch.polar(magnitude, angles.to(self._real_dtype))
+
+
+def apply_rotary(qkv: Tensor, rope: Tensor) -> Tensor:
+    """Apply the rotary embedding to qkv [T, N + 2K, D], whose D holds the pairs of a rotation next to each other.
+
+    Args:
+        qkv: queries, keys and values. float32 and float64 are changed in place.
+        rope: factors [T, N + 2K, D / 2], complex; 1 for values.
+    """
+    if qkv.dtype in (torch.float32, torch.float64):
+        torch.view_as_complex(qkv.view(*rope.shape, 2)).mul_(rope)
+        return qkv
+    rotated = torch.view_as_complex(qkv.float().view(*rope.shape, 2)) * rope
+    return torch.view_as_real(rotated).view_as(qkv).to(qkv.dtype)
 
 
 @dataclass(frozen=True)
 class Attention:
-    norm: Norm | UnitNorm
+    """Weights of an attention sublayer."""
+
+    norm: RMSNorm | UnitRMSNorm
     qkv: Linear  # [T, H] -> [T, (N + 2K) D]
-    qk_norm: Norm | None  # over D, weight [N + K, D]
+    qk_norm: RMSNorm | None  # over D, weight [N + K, D]
     output: Linear  # [T, N D] -> [T, H]
 
 
 @dataclass(frozen=True)
 class MLP:
-    """All rows of its matrices, or this device's part of the rows of each."""
+    """Weights of an MLP sublayer: all rows of its matrices, or the rows that this device holds."""
 
-    norm: Norm | UnitNorm
+    norm: RMSNorm | UnitRMSNorm
     gate_up: Linear  # [T, H] -> [T, 2I]
-    turn: BlockRotation | None  # of the inner state
+    hadamard: BlockHadamard | None  # rotates the inner state
     down: Linear  # [T, I] -> [T, H]
 
     def inner(self, h: Tensor) -> Tensor:
-        """h [T, H] -> what the last product takes [T, I], or this device's part of it."""
+        """Compute the input [T, I] of `down` from h [T, H], or the columns of it that this device holds."""
         gate, up = self.gate_up(self.norm(h)).chunk(2, dim=-1)
         state = F.silu(gate).mul_(up)
-        return state if self.turn is None else self.turn(state)
+        return state if self.hadamard is None else self.hadamard(state)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer; None for what other devices hold."""
+    """One decoder layer. A sublayer that another device holds is None."""
 
     attention: Attention | None
     mlp: MLP | None
 
 
 @dataclass(frozen=True)
+class ShardSpec:
+    """The part of a model that one of `size` devices holds: every `size`-th layer and a block of the output head.
+
+    Args:
+        rank: index of this device.
+        size: number of devices; 1: the whole model.
+        split_mlps: hold some rows of every MLP instead of whole MLPs, so that all devices work on each of them.
+    """
+
+    rank: int = 0
+    size: int = 1
+    split_mlps: bool = False
+
+    def holds(self, layer: int) -> bool:
+        """Return True if a layer's attention is on this device, and its MLP if MLPs are not split."""
+        return layer % self.size == self.rank
+
+    def rows(self, count: int, block: int = 1) -> range:
+        """Return this device's rows of a matrix of `count` rows: whole blocks, evenly divided up to one block."""
+        blocks = count // block
+        return range(self.rank * blocks // self.size * block, (self.rank + 1) * blocks // self.size * block)
+
+    def mlp_rows(self, count: int, block: int = 1) -> range:
+        """Return this device's rows of an MLP matrix of `count` rows: all of them if MLPs are not split."""
+        return self.rows(count, block) if self.split_mlps else range(count)
+
+
+WHOLE = ShardSpec()
+
+
+@dataclass(frozen=True)
 class StackWeights:
-    """All a `DecoderStack` needs of a model; several stacks may share it, each with its own cache."""
+    """Weights and dimensions of a `DecoderStack`. Several stacks may use the same object, each with its own cache."""
 
     family: str
     precision: str
@@ -58,15 +160,15 @@ class StackWeights:
     dtype: torch.dtype
     layers: list[Layer]
     embedding: Tensor  # [V, H]
-    final_norm: Norm | UnitNorm
-    head: Linear  # [T, H] -> [T, V], or this device's part of it
-    head_start: int  # the id that its first row stands for
+    final_norm: RMSNorm | UnitRMSNorm
+    head: Linear  # [T, H] -> [T, V], or the rows that this device holds
+    head_start: int  # id of the head's first row
     frequencies: Tensor  # [D / 2] of the rotary embedding, float32
     rope_scale: float
     heads: int
     kv_heads: int
     head_dim: int
     mlp_size: int
-    mlp_block: int  # a part of an MLP's rows is whole blocks of so many
+    mlp_block: int  # MLP rows are divided among devices in blocks of this many
     vocab_size: int
     context_length: int

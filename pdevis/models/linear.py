@@ -1,10 +1,14 @@
-"""Weight formats: what a linear layer of a `DecoderStack` is made of on each device.
+"""Weight formats: the linear layers of a `DecoderStack` on each device.
 
-A format turns a weight [N, K] and an optional bias [N] into a callable x [T, K] -> y [T, N]. A target's formats for CPU
-give the same bits for a row whether it comes alone or among others wherever their kernels allow it (int8 always), so
-that verifying k tokens at once sees the plain decoder's numbers.
+A format turns a weight [N, K] and an optional bias [N] into a callable x [T, K] -> y [T, N]. The CPU formats of a
+target give a row the same bits alone and in a batch if their kernels allow it (int8 always does), so that verifying k
+tokens at once computes the same numbers as plain decoding.
 
-    python evaluation/formats/evaluate_formats.py        (how close each format is to float32, and how fast)
+Compare each format with float32, in closeness and speed:
+
+    python evaluation/formats/evaluate_formats.py
+
+Shapes: T = rows of the input (tokens), K = input size, N = output size.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Linear = Callable[[Tensor], Tensor]  # those of other libraries' kernels also say their `out_features`
+from pdevis.util.validation import check_one_of
+
+Linear = Callable[[Tensor], Tensor]  # those that use another library's kernels also have `out_features`
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -25,13 +31,13 @@ DTYPES = {
 }
 PRECISIONS = ("auto", *DTYPES, "packed", "int8", "nf4")
 
-# oneDNN chooses its blocking by this row count: packed for 8 rows, a verification of 2 to 8 tokens costs about what
-# one token costs; packed for 1 row it costs half as much again.
+# oneDNN chooses its blocking by this row count: packed for 8 rows, a verification of 2 to 8 tokens costs about as much
+# as one token; packed for 1 row it costs 1.5 times as much.
 PACKED_ROWS = 8
 # With AVX-512 a product of 6 rows takes two thirds of the time of a product of one, which runs through another kernel
-# and rounds differently. So fewer rows are filled up: faster, and the same bits alone or among others.
-PAD_ROWS = 6
-PAD_BYTES = 3 << 20  # of a weight; smaller ones stay in the processor's cache and round alike anyway
+# and rounds differently. So smaller inputs are padded: faster, and a row has the same bits alone and in a batch.
+MIN_PACKED_ROWS = 6
+MAX_UNPADDED_BYTES = 3 << 20  # smaller weights stay in the processor's cache and round alike without padding
 
 
 class DenseLinear:
@@ -45,35 +51,35 @@ class DenseLinear:
 
 
 class PackedLinear:
-    """float32 (or bfloat16), reordered once into oneDNN's blocked layout: several rows cost little more than one."""
+    """float32 or bfloat16 weights in oneDNN's blocked layout: several rows cost little more than one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight if weight.dtype == torch.bfloat16 else weight.float()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_ROWS)
         self.bias = bias
         self.out_features = len(weight)
-        self.apply = torch.ops.mkldnn._linear_pointwise.default
-        large = weight.nbytes > PAD_BYTES
-        self.rows = PAD_ROWS if large and torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
+        self.product = torch.ops.mkldnn._linear_pointwise.default
+        large = weight.nbytes > MAX_UNPADDED_BYTES
+        self.min_rows = MIN_PACKED_ROWS if large and torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = len(x)
-        if rows >= self.rows:
-            return self.apply(x, self.packed, self.bias, "none", [], "")
-        padded = F.pad(x, (0, 0, 0, self.rows - rows))
-        return self.apply(padded, self.packed, self.bias, "none", [], "")[:rows]
+        if rows >= self.min_rows:
+            return self.product(x, self.packed, self.bias, "none", [], "")
+        padded = F.pad(x, (0, 0, 0, self.min_rows - rows))
+        return self.product(padded, self.packed, self.bias, "none", [], "")[:rows]
 
 
 def bfloat16_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """bfloat16: packed where the CPU multiplies in it, as loaded elsewhere."""
+    """Return a bfloat16 layer: packed if the CPU has bfloat16 units, else as loaded."""
     return (PackedLinear if weight.device.type == "cpu" and has_bfloat16_units() else DenseLinear)(weight, bias)
 
 
 class Int8Linear:
     """8-bit weights (one scale per output row), 8-bit activations (one scale per token), integer accumulation.
 
-    A token's scale depends on that token alone and the products are summed as integers, so k tokens at once and one
-    by one give the same bits. Without VNNI units fbgemm's 16-bit sums can saturate: activations then use 7 bits.
+    A token's scale depends on that token alone and the products are summed as integers, so k tokens give the same bits
+    at once and one by one. Without VNNI units fbgemm's 16-bit sums can saturate: activations then use 7 bits.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -94,32 +100,32 @@ class Int8Linear:
         self.bias = bias
         self.out_features = len(weight)
         vnni = torch.cpu._is_vnni_supported()
-        self.step, self.zero = (1 / 127, 128) if vnni else (1 / 63, 64)
-        self.apply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self.activation_step, self.zero_point = (1 / 127, 128) if vnni else (1 / 63, 64)
+        self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        # [T, 1]; a row of zeros has 0 and gives 0. As one vector_norm this takes four times as long.
+        # [T, 1]; the scale of a row of zeros is 0, and so is the row's result. vector_norm takes four times as long.
         scale = x.abs().amax(-1, keepdim=True)
-        y = self.apply(x / scale, self.step, self.zero, self.packed).mul_(scale)
+        y = self.product(x / scale, self.activation_step, self.zero_point, self.packed).mul_(scale)
         return y if self.bias is None else y.add_(self.bias)
 
 
 class DrafterInt8Linear(Int8Linear):
-    """8-bit weights and activations as above, and for one token a product that finds the token's range itself.
+    """`Int8Linear` with a faster product for one token, whose kernel finds the token's range itself.
 
-    One kernel instead of five, which tells in a small drafter. Its range need not be symmetric, so a row alone does not
-    have the bits that it has among others: a target's verification needs those, a drafter does not.
+    One kernel instead of five, a measurable gain in a small drafter. Its range need not be symmetric, so a row alone
+    does not have the bits that it has in a batch: verification by a target requires those, drafting does not.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
-        self.of_one = torch.ops.quantized.linear_dynamic.default
-        self.narrow = self.zero == 64
+        self.single_row_product = torch.ops.quantized.linear_dynamic.default
+        self.reduce_range = self.zero_point == 64
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) > 1:
             return super().__call__(x)
-        y = self.of_one(x, self.packed, self.narrow)
+        y = self.single_row_product(x, self.packed, self.reduce_range)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -147,21 +153,21 @@ FORMATS: dict[str, Callable[[Tensor, Tensor | None], Linear]] = {
     "nf4": Nf4Linear,
 }
 DRAFTER_FORMATS = {**FORMATS, "int8": DrafterInt8Linear}
-ROTATED = ("int8",)  # formats that want the residual stream rotated (rotation.py)
+ROTATED_PRECISIONS = ("int8",)  # formats that need the residual stream rotated (rotation.py)
 
 
 def has_packed() -> bool:
-    """Whether this CPU build of torch has the oneDNN kernels that `packed` uses."""
+    """Return True if this CPU build of torch has the oneDNN kernels of `packed`."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def has_bfloat16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 numbers itself (AVX512-BF16 or AMX) and torch's oneDNN uses that."""
+    """Return True if this CPU has bfloat16 units (AVX512-BF16 or AMX) that torch's oneDNN uses."""
     return has_packed() and torch.cpu._is_avx512_bf16_supported()
 
 
 def has_int8() -> bool:
-    """Whether this CPU build of torch has the fbgemm kernels that `int8` uses (x86-64)."""
+    """Return True if this CPU build of torch has the fbgemm kernels of `int8` (x86-64)."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
@@ -172,14 +178,18 @@ def _has_bitsandbytes() -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device, role: str) -> str:
-    """The format that `precision` stands for on `device`; `role` is "target" or "drafter" and decides `auto`.
+    """Return the format to use on `device`: `precision`, or the best one there if it is "auto".
+
+    Args:
+        precision: one of `PRECISIONS`.
+        device: of the weights.
+        role: "target" or "drafter"; decides what "auto" means.
 
     Raises:
-        ValueError: for an unknown format, or one that this device or installation does not offer.
+        ValueError: if the format is unknown, or this device or installation does not support it.
     """
     name = f"{role}_precision".replace("drafter", "draft")
-    if precision not in PRECISIONS:
-        raise ValueError(f"{name} = {precision!r}: must be one of {', '.join(PRECISIONS)}")
+    check_one_of(name, precision, PRECISIONS)
     cpu = device.type == "cpu"
     if precision == "auto":
         if cpu:
@@ -199,7 +209,7 @@ def resolve_precision(precision: str, device: torch.device, role: str) -> str:
 
 
 def storage_dtype(precision: str) -> torch.dtype:
-    """The dtype of activations, embeddings and KV cache under a resolved format."""
+    """Return the dtype of activations, embeddings and KV cache under a resolved format."""
     if precision in ("packed", "int8"):
         return torch.float32
     return torch.bfloat16 if precision == "nf4" else DTYPES[precision]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pdevis.loading.shard_spec import ShardSpec
+from pdevis.models.layers import ShardSpec
 
 
 class DraftCancelled(Exception):

@@ -73,7 +73,7 @@ class DraftService:
         self.idle_seconds = 0.0  # waiting for requests since the last draft
         self.operations: dict[str, Callable[..., Any]] = {
             "configure": self.configure,
-            "start": self.start,
+            "open": self.open,
             "draft": self.draft,
             "release": self.release,
             "forward": self.forward,
@@ -94,10 +94,11 @@ class DraftService:
             self.model, draft, self.target_vocab, lanes=self.lanes, traced=traced, broadcast_token=self._broadcast_token
         )
 
-    def start(self, prompt: list[int], config: DecodeConfig) -> None:
-        """Begin a generation, as `Drafter.start` does."""
+    def open(self, prompt: list[int], config: DecodeConfig) -> None:
+        """Begin a generation, as `Drafter.open` does, after the end of one that was never released."""
+        self.drafter.release(self.confirmed)
         self.confirmed, self.config, self.idle_seconds = list(prompt), config, 0.0
-        self.drafter.start(prompt, config)
+        self.drafter.open(prompt, config)
 
     def draft(
         self,
@@ -129,7 +130,7 @@ class DraftService:
             self.ahead = AheadDraft([*self.confirmed, *draft.ids], min(gamma, remaining), should_continue)
         probs = None if draft.probs is None else draft.probs.cpu().numpy()  # a tensor would be sent as an open file
         used_ahead = hit if ahead else None
-        return replace(draft, probs=probs, seconds=draft_seconds, idle_seconds=idle_seconds, ahead=used_ahead)
+        return replace(draft, probs=probs, own_seconds=draft_seconds, idle_seconds=idle_seconds, ahead=used_ahead)
 
     def draft_ahead(self, should_cancel: Callable[[], bool] | None) -> None:
         """Draft the next round if the last draft prepared it. On rank 0 `should_cancel` is called at the exchanges."""
@@ -175,7 +176,7 @@ class DraftService:
     def prefill(self, ids: list[int]) -> None:
         """Append ids [T] to the cache."""
         self.model.tokens = []
-        self.drafter.engine.read(torch.tensor(ids, device=self.model.device))
+        self.drafter.engine.prefill(torch.tensor(ids, device=self.model.device))
 
     def rewind(self, length: int) -> None:
         """Drop all but the first `length` tokens of the cache."""

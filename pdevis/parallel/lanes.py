@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from pdevis.drafting.engine import argmax_logprob
-from pdevis.loading.shard_spec import ShardSpec
 from pdevis.models.causal_lm import CHUNK
+from pdevis.models.layers import ShardSpec
 from pdevis.models.stack import DecoderStack, Step
 from pdevis.parallel.collectives import Communicator, broadcast
 
@@ -52,7 +52,7 @@ class DeviceLanes:
         self.all_ranks = range(communicator.size)
 
     def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
-        if self.stack.whole and self.communicator.size == 1 and trace is None:  # compiled
+        if self.stack.compiled_forward and self.communicator.size == 1 and trace is None:
             self.communicator.all_gather([], [], ids.shape, ids)
             return self.stack.run_layers(ids)
         step = self.stack.begin(len(ids))
@@ -100,7 +100,7 @@ class DeviceLanes:
             return shard
         return self.communicator.gather_columns([shard], self.vocab)[0].clone()
 
-    def best(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    def argmax(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
         """Combine the argmax of each rank's shard of the vocabulary, for which each rank sends three numbers."""
         start = self.stack.weights.head_start
         logits = self.stack.logits(h)[0, : max(vocab - start, 0)]

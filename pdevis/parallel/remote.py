@@ -1,4 +1,4 @@
-"""The main process's view of a drafter in other processes: as a `CausalLM`, and with the interface of a `Drafter`.
+"""The main process's view of a drafter in other processes: as a `CausalLM` and as a `DraftSource`.
 
 Shapes: T = tokens of this call, V = vocabulary, G = draft tokens of a round.
 """
@@ -16,8 +16,8 @@ from torch import Tensor
 from pdevis.config import RANKS, DecodeConfig, DraftConfig
 from pdevis.devices import DeviceSlot
 from pdevis.generation import Draft
-from pdevis.loading.build import Built
-from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.model_builder import LoadSpec
+from pdevis.loading.pair_builder import BuiltPair
 from pdevis.models.causal_lm import CausalLM
 from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
@@ -93,21 +93,36 @@ class RemoteModel:
 
 
 class RemoteDrafter:
-    """A `Drafter` whose work is done by a `DrafterBackend`, to which the main process sends the confirmed tokens."""
+    """A `DraftSource` (decoding/draft_source.py) whose work is done by a `DrafterBackend`.
 
-    def __init__(self, model: RemoteModel, config: DraftConfig, traced: bool = False) -> None:
+    The main process sends only those confirmed tokens that the backend does not have yet.
+    """
+
+    def __init__(self, model: RemoteModel, config: DraftConfig, *, traced: bool = False) -> None:
         self.model = model
         self.backend = model.backend
         self.concurrent = model.backend.concurrent
         self.config = config
         self.backend.send("configure", config, traced)
+        self._is_open = False
         self._sent_length = 0  # number of confirmed tokens that the backend has
 
-    def start(self, prompt: list[int], config: DecodeConfig) -> None:
-        """As `Drafter.start`, but without waiting: the drafter reads the prompt while the target does."""
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
+    def open(self, prompt: list[int], config: DecodeConfig) -> None:
+        """Begin a generation without waiting: a concurrent drafter reads the prompt while the target does."""
+        if self._is_open:
+            return
         self.model.forget()
-        self.backend.send("start", list(prompt), config)
+        self.backend.send("open", list(prompt), config)
         self._sent_length = len(prompt)
+        self._is_open = True
 
     def draft(
         self,
@@ -116,8 +131,6 @@ class RemoteDrafter:
         should_continue: Callable[[float], bool] | None = None,
         lookahead: int = 0,
     ) -> Draft:
-        """As `Drafter.draft`. `lookahead`: draft tokens that fit into this and the next round together; 0: do not draft
-        ahead."""
         draft = self.backend.call("draft", self._unsent(confirmed), gamma, should_continue, lookahead)
         return draft if draft.probs is None else replace(draft, probs=torch.from_numpy(draft.probs))
 
@@ -125,18 +138,21 @@ class RemoteDrafter:
         """Do nothing: the next request contains the confirmed tokens."""
 
     def release(self, confirmed: list[int]) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
         if self.backend.alive:
             with suppress(WorkerError):  # the target's cache must be rewound too; the next draft raises the error
                 self.backend.send("release", self._unsent(confirmed))
 
     def _unsent(self, confirmed: list[int]) -> list[int]:
-        """The confirmed tokens that the backend does not have yet; they count as sent from now on."""
+        """Return the confirmed tokens that the backend does not have yet; they count as sent from now on."""
         unsent = confirmed[self._sent_length :]
         self._sent_length = len(confirmed)
         return unsent
 
 
-def start_drafter(built: Built, compile: bool, on_progress: Callable[[str], None]) -> CausalLM | DrafterBackend:
+def start_drafter(built: BuiltPair, compile: bool, on_progress: Callable[[str], None]) -> CausalLM | DrafterBackend:
     """Return the drafter of a pair, started in other processes if `build_pair` has not loaded it here.
 
     Under torchrun only for rank 0; the other ranks call `follow_main_rank`.
@@ -148,10 +164,10 @@ def start_drafter(built: Built, compile: bool, on_progress: Callable[[str], None
     if draft_device == RANKS:
         return TorchrunDrafter(built.channel, drafter, target_vocab=built.target.vocab_size)
     on_progress(f"starting the drafter, {drafter.name} ({drafter.precision} on {draft_device})")
-    return WorkerPool(drafter, built.draft_places, target_vocab=built.target.vocab_size, compile=compile)
+    return WorkerPool(drafter, built.draft_slots, target_vocab=built.target.vocab_size, compile=compile)
 
 
-def follow_main_rank(built: Built) -> None:
+def follow_main_rank(built: BuiltPair) -> None:
     """Run this rank's part of the pair for rank 0 of torchrun, until rank 0 closes or ends.
 
     Raises:

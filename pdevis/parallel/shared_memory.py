@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdevis.loading.shard_spec import ShardSpec
+from pdevis.models.layers import ShardSpec
 from pdevis.parallel.collectives import CommunicationError, DraftCancelled
 
 SPINS_BEFORE_YIELD = 2000  # polls of a counter before other threads may have the core; about 0.1 ms

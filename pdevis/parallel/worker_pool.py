@@ -22,8 +22,7 @@ from typing import Any
 from torch import multiprocessing
 
 from pdevis.devices import DeviceSlot
-from pdevis.loading.catalog import ModelLoadError
-from pdevis.loading.load_spec import LoadSpec, check_lanes
+from pdevis.loading.model_builder import LoadSpec, check_lanes
 from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.causal_lm import CHUNK
 from pdevis.models.linear import storage_dtype
@@ -40,6 +39,7 @@ from pdevis.parallel.worker_process import (
     WorkerSpec,
     run_worker,
 )
+from pdevis.util.errors import ModelLoadError
 
 LOAD_TIMEOUT_SECONDS = 1800.0  # without a heartbeat while the weights load
 HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat if one is sent at every sublayer

@@ -22,9 +22,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from pdevis.devices import DeviceSlot
-from pdevis.loading.build import build_model
-from pdevis.loading.load_spec import LoadSpec
-from pdevis.loading.shard_spec import ShardSpec
+from pdevis.loading.model_builder import LoadSpec, build_model
+from pdevis.models.layers import ShardSpec
 from pdevis.parallel.collectives import Communicator, DistributedCommunicator, SingleProcess
 from pdevis.parallel.draft_service import DraftService
 from pdevis.parallel.shared_memory import Heartbeat, MessageCounter, SharedBuffer, SharedMemoryCommunicator
@@ -127,10 +126,10 @@ class Worker:
         self.messages = MessageCounter(spec.buffer)
         communicator = _connect(spec)
         self.is_first = communicator.rank == 0
-        shard = ShardSpec(spec.rank, spec.buffer.size, cut=communicator.fast)
+        shard = ShardSpec(spec.rank, spec.buffer.size, split_mlps=communicator.fast)
         load_spec = replace(spec.load_spec, device=spec.device_slot.device)
         self.service = DraftService(
-            build_model(load_spec, shard, spec.compile),
+            build_model(load_spec, shard, compile=spec.compile),
             communicator,
             target_vocab=spec.target_vocab,
             head_rows=load_spec.head_rows,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pdevis.config import DraftConfig
-from pdevis.drafting.schedule import exact_schedule, plan
+from pdevis.drafting.schedule import exact_schedule, plan_schedule
 from pdevis.simulate.costs import Machine, StepCosts
 from pdevis.simulate.trace_reader import Trace
 from pdevis.trace import TracedRound
@@ -75,7 +75,7 @@ def predict(trace: Trace, draft: DraftConfig, step: StepCosts, machine: Machine 
         drafts, tokens = [], first_tokens(generation.rounds, approximate=plans)
         for each, table, read in zip(generation.rounds, tables, tokens, strict=True):
             if plans and table:
-                schedule = plan(table, draft)
+                schedule = plan_schedule(table, draft)
                 later = step.planned(schedule, machine)
             more = each.steps - 1
             seconds = step.exact(machine, read) + more * later

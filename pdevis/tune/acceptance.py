@@ -55,7 +55,7 @@ def rehearse(rehearsal: Rehearsal, model: CausalLM, target_vocab: int, prompt: S
         stamps.append(now(model.device))
         return True
 
-    drafter.start(list(prompt), DecodeConfig())
+    drafter.open(list(prompt), DecodeConfig())
     done = 0
     before = sum(rehearsal.tested), sum(rehearsal.passed)
     try:

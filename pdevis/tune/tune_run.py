@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from pdevis.benchmarks.runs.output import Output
 from pdevis.benchmarks.runs.provenance import hardware, now, versions
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.catalog import resolve
@@ -25,7 +24,7 @@ from pdevis.tune.timing import WIDTHS, Timed, forward_seconds, thread_counts, th
 from pdevis.tune.tune_report import Check, Found, evidence
 from pdevis.tune.tune_table import show_choice, show_found
 from pdevis.util.console import make_console
-from pdevis.util.files import write_atomic
+from pdevis.util.files import prepare_output_file, write_atomic
 from pdevis.util.prompts import PROMPTS
 
 THREAD_REPEATS = 3
@@ -55,8 +54,7 @@ def run_tune(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: nothing has been written.
     """
-    output = Output(args.output)
-    output.check_writable()
+    prepare_output_file(args.output)
     if args.output.exists() and not args.overwrite:
         raise ValueError(f"--output {args.output}: already exists: --overwrite replaces it")
     if args.prompts > len(PROMPTS):

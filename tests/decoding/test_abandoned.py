@@ -22,11 +22,11 @@ def test_an_abandoned_generation_leaves_the_pair_right(target, tiny_model, rule,
     drafter = Drafter(stack_of(tiny_model("llama", seed=1)), rule, 264)
     verifier = Verifier(target)
     other = [9, 9, 200, 31]
-    events = speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats())
+    events = speculative(verifier, drafter, prompt=PROMPT, config=GREEDY, stats=DecodeStats())
     confirmed = PROMPT + [next(events).id for _ in range(taken)]
     events.close()
     assert target.length <= len(confirmed) + GREEDY.gamma
-    found = [event.id for event in speculative(verifier, drafter, other, GREEDY, DecodeStats())]
+    found = [event.id for event in speculative(verifier, drafter, prompt=other, config=GREEDY, stats=DecodeStats())]
     assert found == plain(stack_of(tiny_model("llama")), other)
 
 
@@ -52,9 +52,11 @@ def test_a_failure_in_mid_draft_leaves_the_pair_right(tiny_model, arch, fails, m
 
         monkeypatch.setattr(victim, name, fail)
         with pytest.raises(KeyboardInterrupt):
-            list(speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats()))
+            list(speculative(verifier, drafter, prompt=PROMPT, config=GREEDY, stats=DecodeStats()))
         monkeypatch.undo()
-        assert [event.id for event in speculative(verifier, drafter, PROMPT, GREEDY, DecodeStats())] == truth
+        assert [
+            event.id for event in speculative(verifier, drafter, prompt=PROMPT, config=GREEDY, stats=DecodeStats())
+        ] == truth
 
 
 @pytest.mark.parametrize("rule", RULES, ids=rule_name)
@@ -65,24 +67,24 @@ def test_a_shared_prefix_is_reused_and_changes_nothing(tiny_model, rule, arch, m
     draft_model = stack_of(tiny_model("llama", seed=1))
     drafter, verifier = Drafter(draft_model, rule, 264), Verifier(target)
     config = DecodeConfig(max_new_tokens=10, gamma=3, eos_ids=(), reuse_prefix=True)
-    first = [event.id for event in speculative(verifier, drafter, PROMPT, config, DecodeStats())]
+    first = [event.id for event in speculative(verifier, drafter, prompt=PROMPT, config=config, stats=DecodeStats())]
     prefilled = []
     monkeypatch.setattr(target, "prefill", lambda ids, run=target.prefill: prefilled.append(len(ids)) or run(ids))
     prompt = [*PROMPT, *first, 8, 8]
-    found = [event.id for event in speculative(verifier, drafter, prompt, config, DecodeStats())]
+    found = [event.id for event in speculative(verifier, drafter, prompt=prompt, config=config, stats=DecodeStats())]
     fresh = stack_of(tiny_model(arch)) if arch == "llama" else HFCausalLM(tiny_model(arch), "float64")
     assert found == plain(fresh, prompt, DecodeConfig(max_new_tokens=10, eos_ids=()))
     assert sum(prefilled) <= 3, "the conversation so far was computed again"
     elsewhere = [1, 2, *prompt]
-    found = [event.id for event in speculative(verifier, drafter, elsewhere, config, DecodeStats())]
+    found = [event.id for event in speculative(verifier, drafter, prompt=elsewhere, config=config, stats=DecodeStats())]
     assert found == plain(fresh, elsewhere, DecodeConfig(max_new_tokens=10, eos_ids=()))
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3_next"])
 @pytest.mark.parametrize("victim", ["target", "drafter"])
-@pytest.mark.parametrize("place", ["start", "prefill"])
+@pytest.mark.parametrize("stage", ["open", "prefill"])
 def test_an_interrupt_while_the_prompt_is_read_does_not_mix_two_conversations(
-    tiny_model, arch, victim, place, monkeypatch
+    tiny_model, arch, victim, stage, monkeypatch
 ):
     """The cache still holds the conversation before: it must not pass for the new one's prefix."""
     model = tiny_model(arch)
@@ -91,19 +93,19 @@ def test_an_interrupt_while_the_prompt_is_read_does_not_mix_two_conversations(
     verifier = Verifier(target)
     config = DecodeConfig(max_new_tokens=8, gamma=3, eos_ids=(), reuse_prefix=True)
     first, second = [5] * 12, [200, *range(30)]
-    list(speculative(verifier, drafter, first, config, DecodeStats()))
+    list(speculative(verifier, drafter, prompt=first, config=config, stats=DecodeStats()))
     side = verifier if victim == "target" else drafter
-    name, where = ("start", side) if place == "start" else ("prefill", side.model)
+    name, owner = ("open", side) if stage == "open" else ("prefill", side.model)
 
     def fail(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(where, name, fail)
+    monkeypatch.setattr(owner, name, fail)
     with pytest.raises(KeyboardInterrupt):
-        list(speculative(verifier, drafter, second, config, DecodeStats()))
+        list(speculative(verifier, drafter, prompt=second, config=config, stats=DecodeStats()))
     monkeypatch.undo()
     stats = DecodeStats()
-    found = [event.id for event in speculative(verifier, drafter, second, config, stats)]
+    found = [event.id for event in speculative(verifier, drafter, prompt=second, config=config, stats=stats)]
     fresh = stack_of(tiny_model(arch)) if arch == "llama" else HFCausalLM(tiny_model(arch), "float64")
     assert found == plain(fresh, second, DecodeConfig(max_new_tokens=8, eos_ids=()))
     if arch == "llama":

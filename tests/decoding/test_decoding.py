@@ -18,26 +18,27 @@ def target(tiny_model):
 
 
 class ScriptedDrafter:
-    """Knows the target's answer and proposes it, but for the places that its pattern marks as wrong."""
+    """Proposes the target's own text, except at positions that its pattern marks as wrong."""
 
     def __init__(self, target: DecoderStack, truth: list[int], pattern: list[bool], prompt: int = len(PROMPT)) -> None:
         self.model = target
         self.truth, self.pattern, self.prompt = truth, pattern, prompt
-        self.settled: list[int] = []
+        self.device, self.context_length = target.device, target.context_length
+        self.rewound: list[int] = []
 
     concurrent = False
 
-    def start(self, prompt, config) -> None:
+    def open(self, prompt, config) -> None:
         pass
 
-    def draft(self, confirmed, gamma, should_continue=None, room=0) -> Draft:
-        place = len(confirmed) - self.prompt
+    def draft(self, confirmed, gamma, should_continue=None, lookahead=0) -> Draft:
+        position = len(confirmed) - self.prompt
         right = [self.pattern[i % len(self.pattern)] for i in range(gamma)]
-        ids = [t if ok else (t + 1) % 250 for t, ok in zip(self.truth[place : place + gamma], right, strict=True)]
-        return Draft(ids, None, 0.0, 2 * gamma, gamma)
+        ids = [t if ok else (t + 1) % 250 for t, ok in zip(self.truth[position : position + gamma], right, strict=True)]
+        return Draft(ids, depth=2 * gamma, steps=gamma)
 
     def rewind_to_confirmed(self, confirmed) -> None:
-        self.settled.append(len(confirmed))
+        self.rewound.append(len(confirmed))
 
     release = rewind_to_confirmed
 
@@ -56,7 +57,7 @@ def test_scripted_acceptance(target, pattern, lengths):
     truth = plain(target)
     stats = DecodeStats()
     drafter = ScriptedDrafter(target, truth, pattern)
-    events = list(speculative(Verifier(target), drafter, PROMPT, GREEDY, stats))
+    events = list(speculative(Verifier(target), drafter, prompt=PROMPT, config=GREEDY, stats=stats))
     assert [event.id for event in events] == truth
     assert stats.accept_lengths == lengths
     assert stats.rounds == len(lengths)
@@ -68,7 +69,7 @@ def test_scripted_acceptance(target, pattern, lengths):
 def test_statistics_add_up(target, tiny_model):
     stats = DecodeStats()
     drafter = Drafter(stack_of(tiny_model("llama", seed=5)), DraftConfig(mode="parallel", threshold=-2.0), 264)
-    list(speculative(Verifier(target), drafter, PROMPT, GREEDY, stats))
+    list(speculative(Verifier(target), drafter, prompt=PROMPT, config=GREEDY, stats=stats))
     assert stats.prompt_tokens == len(PROMPT)
     assert stats.new_tokens == sum(stats.accept_lengths) == NEW
     assert stats.accepted + stats.rounds == NEW
@@ -84,7 +85,7 @@ def test_consumers_time_is_not_decoding_time(target):
     import time
 
     stats = DecodeStats()
-    for _ in autoregressive(Verifier(target), PROMPT, GREEDY, stats):
+    for _ in autoregressive(Verifier(target), PROMPT, config=GREEDY, stats=stats):
         time.sleep(0.02)
     assert stats.total_seconds < NEW * 0.02
 
@@ -97,7 +98,7 @@ def test_a_full_draft_that_is_accepted_costs_no_extra_drafter_forward(target, ru
     begin = drafter.model.begin
     monkeypatch.setattr(drafter.model, "begin", lambda tokens: calls.append(tokens) or begin(tokens))
     stats = DecodeStats()
-    list(speculative(Verifier(target), drafter, PROMPT, GREEDY, stats))
+    list(speculative(Verifier(target), drafter, prompt=PROMPT, config=GREEDY, stats=stats))
     assert len(calls) == stats.drafted + 1  # and the prompt
     del calls[0]
     if rule.mode == "exact":
@@ -111,7 +112,7 @@ def test_context_ends_the_text(tiny_model):
     stats = DecodeStats()
     drafter = Drafter(DecoderStack(target.weights), DraftConfig(mode="exact"), 264)
     config = DecodeConfig(max_new_tokens=50, gamma=4, eos_ids=())
-    events = list(speculative(Verifier(target), drafter, PROMPT, config, stats))
+    events = list(speculative(Verifier(target), drafter, prompt=PROMPT, config=config, stats=stats))
     assert [event.id for event in events] == truth
     assert len(PROMPT) + len(events) == 16
     assert stats.stop_reason == "context"
@@ -123,7 +124,7 @@ def test_a_drafter_with_a_shorter_context_stops_helping(target, tiny_model):
         prompt = (PROMPT * 4)[:length]
         stats = DecodeStats()
         drafter = Drafter(small, DraftConfig(mode="exact"), 264)
-        events = list(speculative(Verifier(target), drafter, prompt, GREEDY, stats))
+        events = list(speculative(Verifier(target), drafter, prompt=prompt, config=GREEDY, stats=stats))
         assert [event.id for event in events] == plain(target, prompt)
         assert stats.drafted < NEW
 
@@ -136,7 +137,7 @@ def test_padded_vocabularies(tiny_model, target_vocab, draft_vocab):
     drafter = Drafter(small, DraftConfig(mode="exact"), target_vocab)
     for temperature in (0.0, 1.0):
         config = DecodeConfig(max_new_tokens=NEW, gamma=3, temperature=temperature, seed=1, eos_ids=())
-        events = list(speculative(Verifier(target), drafter, PROMPT, config, DecodeStats()))
+        events = list(speculative(Verifier(target), drafter, prompt=PROMPT, config=config, stats=DecodeStats()))
         assert all(event.id < target_vocab for event in events)
         if temperature == 0:
             assert [event.id for event in events] == plain(target)
@@ -150,7 +151,7 @@ def test_a_draft_ends_with_an_eos(target, temperature):
     stats = DecodeStats()
     drafter = Drafter(DecoderStack(target.weights), DraftConfig(mode="exact"), 264)
     config = DecodeConfig(max_new_tokens=NEW, gamma=8, temperature=temperature, seed=0, eos_ids=(eos,))
-    events = list(speculative(Verifier(target), drafter, PROMPT, config, stats))
+    events = list(speculative(Verifier(target), drafter, prompt=PROMPT, config=config, stats=stats))
     assert [event.id for event in events].count(eos) == (stats.stop_reason == "eos")
     assert stats.drafted == stats.draft_steps
     if temperature == 0:

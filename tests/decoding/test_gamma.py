@@ -7,14 +7,20 @@ import torch
 
 from helpers.decoding import GREEDY, NEW, PROMPT, plain, stack_of
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.decoding.gamma import MAX_GAMMA, AutoGamma, FixedGamma, RoundCosts, RoundTimes, gamma_policy
+from pdevis.decoding.gamma import MAX_GAMMA, AutoGamma, FixedGamma, RoundCosts, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
-from pdevis.generation import DecodeStats, Draft
+from pdevis.generation import DecodeStats, Draft, Round, Verdict
 
 AUTO_GREEDY = DecodeConfig(max_new_tokens=NEW, gamma="auto", eos_ids=())
 FLAT = {1: 1.0, 2: 1.0, 17: 1.0}
+
+
+def a_round(draft: Draft, accepted: int = 0, verify_seconds: float = 1.0, **seconds: float) -> Round:
+    return Round(
+        draft_limit=MAX_GAMMA, draft=draft, verdict=Verdict(accepted, bonus=0), verify_seconds=verify_seconds, **seconds
+    )
 
 
 def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: float = 1.0, confidence: float = 0.8):
@@ -26,7 +32,7 @@ def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: fl
             drafted += 1
             if drafted < most:
                 seen.append(confidence)
-                if not policy.rule.should_continue(confidence):
+                if not policy.should_continue(confidence):
                     break
         accepted = 0
         while accepted < drafted:
@@ -36,7 +42,7 @@ def teach(policy: AutoGamma, rounds: int, alpha: float, draft: float, verify: fl
                 break
             accepted += 1
         made = Draft([0] * drafted, steps=drafted, confidences=seen)
-        policy.observe(made, accepted, RoundTimes(drafted * draft, verify))
+        policy.observe(a_round(made, accepted, draft_seconds=drafted * draft, verify_seconds=verify))
         lengths.append(drafted)
     return lengths
 
@@ -85,13 +91,13 @@ def test_a_dear_prompt_keeps_trials_away_for_longer():
         teach(policy, 1, alpha=0.2, draft=0.9)
         teach(policy, 1, alpha=0.2, draft=0.9)
         while policy.choose(MAX_GAMMA) == 0:
-            policy.observe(Draft([]), 0, RoundTimes(0.0, 1.0))
-        policy.observe(Draft([0, 0], steps=2), 0, RoundTimes(1.8, 1.0, start))
+            policy.observe(a_round(Draft()))
+        policy.observe(a_round(Draft([0, 0], steps=2), draft_seconds=1.8, draft_prefill_seconds=start))
     waits = [0, 0]
     for i, policy in enumerate((cheap, dear)):
         while policy.choose(MAX_GAMMA) == 0:
             waits[i] += 1
-            policy.observe(Draft([]), 0, RoundTimes(0.0, 1.0))
+            policy.observe(a_round(Draft()))
     assert waits[1] > 50 / 0.015 > waits[0]
 
 
@@ -100,15 +106,15 @@ def test_speculation_comes_back_when_it_pays_again():
     teach(policy, 100, alpha=0.1, draft=0.9)
     assert policy.choose(MAX_GAMMA) == 0
     assert policy.falls_back
-    policy.observe(Draft([]), 0, RoundTimes(0.0, 1.0))
+    policy.observe(a_round(Draft()))
     assert teach(policy, 3000, alpha=0.95, draft=0.05, confidence=0.95)[-1] >= 3
 
 
 def test_a_draft_ends_where_the_drafter_is_not_sure():
     policy = AutoGamma(RoundCosts(0.1, FLAT, [0.8]))
     assert policy.choose(MAX_GAMMA) == MAX_GAMMA
-    assert policy.rule.should_continue(0.99)
-    assert not policy.rule.should_continue(0.02)
+    assert policy.should_continue(0.99)
+    assert not policy.should_continue(0.02)
 
 
 def test_a_profile_spares_the_first_rounds():
@@ -134,7 +140,12 @@ def test_greedy_text_is_the_targets_own(tiny_model, mode, seed):
     policy = AutoGamma()
     for _ in range(3):  # what it learns goes into the next generation
         stats = DecodeStats()
-        made = [event.id for event in speculative(Verifier(target), drafter, PROMPT, AUTO_GREEDY, stats, policy)]
+        made = [
+            event.id
+            for event in speculative(
+                Verifier(target), drafter, prompt=PROMPT, config=AUTO_GREEDY, stats=stats, policy=policy
+            )
+        ]
         assert made == wanted
         assert len(stats.draft_lengths) == stats.rounds
         assert sum(stats.draft_lengths) == stats.drafted
@@ -149,7 +160,9 @@ def test_the_drafter_reads_no_prompt_while_drafting_does_not_pay(tiny_model):
     teach(policy, 50, alpha=0.0, draft=0.9)
     stats = DecodeStats()
     short = DecodeConfig(max_new_tokens=4, gamma="auto", eos_ids=())
-    assert [e.id for e in speculative(Verifier(target), drafter, PROMPT, short, stats, policy)] == plain(target)[:4]
+    assert [
+        e.id for e in speculative(Verifier(target), drafter, prompt=PROMPT, config=short, stats=stats, policy=policy)
+    ] == plain(target)[:4]
     assert stats.fallback_rounds == stats.rounds - 1, "the last round has no room for a draft"
     assert drafter.model.length == 0
 
@@ -169,7 +182,12 @@ def test_sampled_text_keeps_the_targets_distribution(tiny_model):
     seen = torch.zeros(16, 16, dtype=torch.float64)
     for seed in range(count):
         config = DecodeConfig(max_new_tokens=3, gamma="auto", temperature=1.0, seed=seed, eos_ids=())
-        ids = [e.id for e in speculative(Verifier(target), drafter, prompt, config, DecodeStats(), policy)]
+        ids = [
+            e.id
+            for e in speculative(
+                Verifier(target), drafter, prompt=prompt, config=config, stats=DecodeStats(), policy=policy
+            )
+        ]
         seen[ids[0], ids[1]] += 1 / count
     noise = (exact * (1 - exact) / count).sqrt().sum() * 0.4  # expected distance of a true sample
     assert 0.5 * (seen - exact).abs().sum() < 1.3 * noise + 0.01

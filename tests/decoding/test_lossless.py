@@ -67,7 +67,7 @@ class Setting:
     def decode(self, rule: DraftConfig, prompt: list[int], config: DecodeConfig, drafter=None):
         stats = DecodeStats()
         drafting = Drafter(drafter or self.drafter, rule, self.target.vocab_size)
-        return list(speculative(Verifier(self.target), drafting, prompt, config, stats)), stats
+        return list(speculative(Verifier(self.target), drafting, prompt=prompt, config=config, stats=stats)), stats
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_plain_decoding_is_the_targets_own(settings, arch):
     for prompt in PROMPTS:
         stats = DecodeStats()
         config = DecodeConfig(max_new_tokens=NEW, eos_ids=())
-        events = list(autoregressive(Verifier(setting.target), prompt, config, stats))
+        events = list(autoregressive(Verifier(setting.target), prompt, config=config, stats=stats))
         assert [event.id for event in events] == setting.truth(prompt)
         assert all(event.source == "target" for event in events)
         assert stats.rounds == NEW
@@ -191,7 +191,9 @@ def test_sampled_ids_follow_the_targets_distribution(small, rule, filters):
     for seed in range(RUNS):
         stats = DecodeStats()
         drafting = Drafter(drafter, rule, target.vocab_size)
-        events = list(speculative(Verifier(target), drafting, prompt, replace(config, seed=seed), stats))
+        events = list(
+            speculative(Verifier(target), drafting, prompt=prompt, config=replace(config, seed=seed), stats=stats)
+        )
         counts[events[0].id, events[1].id] += 1
         accepted += stats.accepted
     assert 0 < accepted < RUNS, "the test must see both accepted and rejected drafts"
@@ -205,7 +207,10 @@ def test_a_seed_repeats_and_another_differs(small):
     def ids(seed: int) -> list[int]:
         config = DecodeConfig(max_new_tokens=30, gamma=3, temperature=2.0, seed=seed, eos_ids=())
         drafting = Drafter(drafter, DraftConfig(mode="exact"), target.vocab_size)
-        return [event.id for event in speculative(Verifier(target), drafting, [1, 3, 0], config, DecodeStats())]
+        return [
+            event.id
+            for event in speculative(Verifier(target), drafting, prompt=[1, 3, 0], config=config, stats=DecodeStats())
+        ]
 
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)

@@ -55,7 +55,7 @@ def run(stack: DecoderStack, engine: DraftEngine) -> list:
 
 
 def snapshot(stack: DecoderStack) -> torch.Tensor:
-    return torch.stack([rows[: stack.length] for rows in stack.cache])
+    return torch.stack([rows[: stack.length] for rows in stack.cache.storage])
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -3,7 +3,7 @@
 import pytest
 
 from pdevis.config import DraftConfig
-from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan
+from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan_schedule
 
 
 def table(layers: int, low: dict[tuple[int, int], float], default: float = 1.0) -> list[list[float]]:
@@ -36,7 +36,7 @@ def test_ends_are_kept(layers, first, last, free):
 
 def test_skip_drops_what_is_above_the_threshold():
     similar = table(8, {(4, 3): 0.5, (6, 5): 0.9})  # layer 3 and layer 5 change much; 0.9 is not above 0.9
-    schedule = plan(similar, DraftConfig(mode="skip", threshold=0.9))
+    schedule = plan_schedule(similar, DraftConfig(mode="skip", threshold=0.9))
     assert schedule.dropped == (2, 4, 6)
     assert [group.layers for group in schedule.groups] == [(0,), (1,), (3,), (5,), (7,)]
     assert schedule.skipped == 3
@@ -45,7 +45,7 @@ def test_skip_drops_what_is_above_the_threshold():
 
 def test_parallel_groups_while_the_input_is_alike():
     similar = table(8, {(4, 2): 0.1})  # layer 4 may not start from the input of layer 2
-    schedule = plan(similar, DraftConfig(mode="parallel", window=3))
+    schedule = plan_schedule(similar, DraftConfig(mode="parallel", window=3))
     assert [group.layers for group in schedule.groups] == [(0,), (1,), (2, 3), (4, 5, 6), (7,)]
     assert schedule.depth == 2 + 2 + 2 + 3 + 2  # MLPs run two at a time
     assert schedule.skipped == 1 + 1.5
@@ -53,13 +53,15 @@ def test_parallel_groups_while_the_input_is_alike():
 
 @pytest.mark.parametrize("mode", ["skip", "parallel"])
 def test_threshold_above_one_is_exact(mode):
-    assert plan(table(8, {}), DraftConfig(mode=mode, threshold=1.01)).depth == exact_schedule(8).depth
+    assert plan_schedule(table(8, {}), DraftConfig(mode=mode, threshold=1.01)).depth == exact_schedule(8).depth
 
 
 def test_threshold_below_minus_one_drops_all_it_may():
-    schedule = plan(table(8, {}, default=-1.0), DraftConfig(mode="skip", threshold=-1.01))
+    schedule = plan_schedule(table(8, {}, default=-1.0), DraftConfig(mode="skip", threshold=-1.01))
     assert schedule.dropped == (2, 3, 4, 5, 6)
 
 
 def test_window_of_one_is_exact():
-    assert plan(table(8, {}), DraftConfig(mode="parallel", window=1)) == plan(table(8, {}), DraftConfig(mode="exact"))
+    assert plan_schedule(table(8, {}), DraftConfig(mode="parallel", window=1)) == plan_schedule(
+        table(8, {}), DraftConfig(mode="exact")
+    )

@@ -33,4 +33,4 @@ def stack_of(model: Any) -> DecoderStack:
 
 
 def plain(target: Any, prompt: list[int] = PROMPT, config: DecodeConfig = GREEDY) -> list[int]:
-    return [event.id for event in autoregressive(Verifier(target), prompt, config, DecodeStats())]
+    return [event.id for event in autoregressive(Verifier(target), prompt, config=config, stats=DecodeStats())]

@@ -12,12 +12,11 @@ import torch
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
-from pdevis.devices import DeviceSlot, cores
+from pdevis.devices import DeviceSlot, available_cores
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import DecodeStats
-from pdevis.loading.build import build_model
 from pdevis.loading.checkpoint import find_source, read_config
-from pdevis.loading.load_spec import LoadSpec
+from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.remote import RemoteDrafter, RemoteModel
 from pdevis.parallel.worker_pool import WorkerPool
@@ -30,13 +29,14 @@ GREEDY = DecodeConfig(max_new_tokens=20, gamma=4, eos_ids=())
 def spec_of(folder: Path, precision: str = "float32") -> LoadSpec:
     """The drafter of a model folder, on the CPU."""
     source = find_source(str(folder))
-    return LoadSpec(str(folder), "drafter", source, read_config(source), torch.device("cpu"), precision)
+    config, cpu = read_config(source), torch.device("cpu")
+    return LoadSpec(str(folder), "drafter", source=source, config=config, device=cpu, precision=precision)
 
 
 def device_slots(count: int) -> list[DeviceSlot]:
     """Cores for `count` ranks; if the machine has fewer, some ranks get the same core."""
-    available = cores()
-    return [DeviceSlot(torch.device("cpu"), available[i % len(available)]) for i in range(count)]
+    cores = available_cores()
+    return [DeviceSlot(torch.device("cpu"), cores[i % len(cores)]) for i in range(count)]
 
 
 def local_drafter(spec: LoadSpec, rule: DraftConfig) -> Drafter:
@@ -53,7 +53,8 @@ def decode(
     target: DecoderStack, drafter: Drafter | RemoteDrafter, config: DecodeConfig
 ) -> tuple[list[int], DecodeStats]:
     stats = DecodeStats()
-    return [event.id for event in speculative(Verifier(target), drafter, PROMPT, config, stats)], stats
+    events = speculative(Verifier(target), drafter, prompt=PROMPT, config=config, stats=stats)
+    return [event.id for event in events], stats
 
 
 def counts(stats: DecodeStats) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Loading: devices, folders, tokenizers, and every failure in one line."""
+"""Reading config, tokenizer and weights: folders, GGUF files, and one line for every failure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pdevis.loading import checkpoint as loading
-from pdevis.loading.catalog import ModelLoadError
+from pdevis.loading import checkpoint
 from pdevis.loading.checkpoint import (
-    check_device,
     check_same_tokenizer,
     find_source,
     read_config,
@@ -26,13 +24,14 @@ from pdevis.loading.checkpoint import (
 from pdevis.loading.safetensors_stream import stream_model
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models.stack import DecoderStack
+from pdevis.util.errors import ModelLoadError
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def folder(tiny_folder: Callable[..., Path], tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """Copy a model's folder, so that a test may damage it."""
     return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "model"))
 
 
@@ -57,32 +56,14 @@ def test_reads_what_was_saved(arch: str, tiny_folder: Callable[..., Path], tiny_
     ids = torch.tensor([[5, 9, 200, 31, 7]])
     saved = original.state_dict()
     assert all(torch.equal(weight, saved[name]) for name, weight in model.state_dict().items())
-    with torch.inference_mode():  # mapped weights lie elsewhere in memory, where some kernels round differently
+    with torch.inference_mode():  # mapped weights are aligned differently, and some kernels then round differently
         torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=1e-5, atol=1e-5)
     assert read_tokenizer(source).decode(read_tokenizer(source)("Zoë")["input_ids"]) == "Zoë"
 
 
-def test_dtype_is_the_one_asked_for(folder: Path) -> None:
+def test_weights_have_the_requested_dtype(folder: Path) -> None:
     model = read_model(find_source(str(folder)), torch.bfloat16, CPU)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
-
-
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cuda:x", "cpu:7", "", "meta"])
-def test_device_not_there(name: str) -> None:
-    text = message(lambda: check_device(name))
-    assert repr(name) in text
-    assert "cpu" in text
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert check_device(None) == check_device("cpu") == CPU
-    assert "cuda" in message(lambda: check_device("cuda"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert check_device(None) == check_device("cuda") == torch.device("cuda:0")
-    assert check_device("cuda:1") == torch.device("cuda:1")
-    assert "cuda:0, cuda:1" in message(lambda: check_device("cuda:2"))
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
@@ -101,22 +82,22 @@ def test_broken_config(folder: Path) -> None:
     assert str(folder) in text
 
 
-def test_model_that_is_no_language_model(folder: Path) -> None:
+def test_model_that_is_not_a_language_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
     assert "not a causal language model" in message(lambda: load(folder))
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "header"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "header"])
 def test_broken_safetensors(folder: Path, damage: str) -> None:
     file = folder / "model.safetensors"
     content = file.read_bytes()
-    file.write_bytes({"cut": content[: len(content) // 2], "garbage": b"x" * 100, "header": content[:4]}[damage])
+    file.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"x" * 100, "header": content[:4]}[damage])
     text = message(lambda: load(folder))
     assert "safetensors file is broken" in text
     assert str(folder) in text
 
 
-def test_missing_weights_are_not_made_up(folder: Path) -> None:
+def test_missing_weights_are_an_error(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6, "layer_types": None}))
     assert "lack" in message(lambda: load(folder))
@@ -134,7 +115,7 @@ def test_broken_tokenizer(folder: Path) -> None:
     assert "tokenizer" in message(lambda: read_tokenizer(find_source(str(folder))))
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, b"no gguf at all" * 9])
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, b"not a GGUF file" * 9])
 def test_broken_gguf(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.gguf").write_bytes(content)
     source = find_source(str(tmp_path))
@@ -147,7 +128,7 @@ def test_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 10 GiB\nand more")
 
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(checkpoint.AutoModelForCausalLM, "from_pretrained", full)
     assert "does not fit in memory" in message(lambda: load(folder))
 
 
@@ -156,13 +137,13 @@ def test_same_tokenizer(tiny_tokenizer: Callable[..., Any]) -> None:
 
 
 def test_tokenizers_that_differ(tiny_tokenizer: Callable[..., Any]) -> None:
-    ours = tiny_tokenizer()
+    target = tiny_tokenizer()
     more = tiny_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>"))
-    text = message(lambda: check_same_tokenizer(ours, more))
+    text = message(lambda: check_same_tokenizer(target, more))
     assert "259 and 260 entries" in text
     assert "id 259 is missing and '<think>'" in text
     swapped = tiny_tokenizer(("<|im_end|>", "<|endoftext|>", "<|im_start|>"))
-    text = message(lambda: check_same_tokenizer(ours, swapped))
+    text = message(lambda: check_same_tokenizer(target, swapped))
     assert "id 256 is '<|endoftext|>' and '<|im_end|>'" in text
 
 
@@ -193,8 +174,8 @@ def test_stop_ids() -> None:
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_weights_read_layer_by_layer_are_the_same(arch, pieces, tiny_model, tmp_path) -> None:
-    """Streamed from one file and from several against the model in memory; llama's embedding is tied to its head."""
+def test_streamed_weights_equal_those_read_at_once(arch, pieces, tiny_model, tmp_path) -> None:
+    """One file and several, against the model in memory; llama's embedding is tied to its head."""
     model = tiny_model(arch, dtype=torch.float32)
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     model.save_pretrained(tmp_path, max_shard_size=size // pieces + 1)
@@ -202,14 +183,14 @@ def test_weights_read_layer_by_layer_are_the_same(arch, pieces, tiny_model, tmp_
     source = find_source(str(tmp_path))
     streamed = stream_model(source, read_config(source))
     ids = torch.tensor([5, 9, 200, 31, 7])
-    for _ in range(2):  # a second reading finds everything again
-        found = DecoderStack(read_weights(streamed, "float32", CPU)).forward(ids)
-        wanted = DecoderStack(read_weights(model, "float32", CPU)).forward(ids)
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for _ in range(2):  # a second pass must read everything again
+        logits = DecoderStack(read_weights(streamed, "float32", CPU)).forward(ids)
+        expected = DecoderStack(read_weights(model, "float32", CPU)).forward(ids)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     assert all(tensor.is_meta for tensor in streamed.model.layers.parameters())
 
 
-def test_other_files_are_read_whole(tiny_model, tmp_path) -> None:
+def test_other_file_formats_are_not_streamed(tiny_model, tmp_path) -> None:
     tiny_model("llama").config.save_pretrained(tmp_path)
     source = find_source(str(tmp_path))
     assert stream_model(source, read_config(source)) is None

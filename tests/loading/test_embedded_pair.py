@@ -63,7 +63,7 @@ def truths(pair, embedded_folder) -> list[list[int]]:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}")
 def test_greedy_ids_are_those_of_transformers_generate(pair, truths, rule):
-    """All 20 prompts with the default rule, five with each other rule and a γ of its own."""
+    """All 20 prompts with the default rule, five with each other rule; every rule has another γ."""
     some = slice(None) if rule.mode == "exact" else slice(RULES.index(rule), None, 4)
     pair.configure(rule)
     accepted = 0
@@ -86,7 +86,7 @@ def test_the_int8_drafter_mostly_agrees_with_the_target(pair):
 
 
 def test_one_prompt_as_json(truths):
-    """`python appInference.py --prompt … --json` in a process of its own: one object, transformers' ids."""
+    """`python appInference.py --prompt … --json` in a separate process: one object, transformers' ids."""
     command = [
         sys.executable,
         "appInference.py",
@@ -108,11 +108,11 @@ def test_one_prompt_as_json(truths):
 
 
 @pytest.mark.parametrize("precision", ["packed", "int8"])
-def test_tokens_at_once_and_one_by_one_have_the_same_bits(pair, precision):
-    """A whole forward, not only its products: verification sees exactly the plain decoder's numbers."""
+def test_tokens_have_the_same_bits_at_once_and_one_by_one(pair, precision):
+    """A whole forward, not only its products: verification computes exactly the numbers of plain decoding."""
     if precision == "packed" and torch.backends.cpu.get_cpu_capability() != "AVX512":
-        pytest.skip("packed products of one row have a kernel of their own on this CPU")
-    # In 8 bits as the target of a pair that shares its weights: what decides is that they are a target's.
+        pytest.skip("packed products of one row use another kernel on this CPU")
+    # The int8 target of a pair that shares its weights: both models must then use the target's formats.
     model = (pair if precision == "packed" else load_pair("smollm2-135m", device="cpu", target_precision="int8")).target
     ids = torch.randint(0, 40000, (60,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Models of the hub that cannot be had: gated, missing, or no network."""
+"""Models of the hub that are not available: gated, missing, or no network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from pdevis.loading import checkpoint as loading
-from pdevis.loading import hub
-from pdevis.loading.catalog import ModelLoadError, Source
+from pdevis.loading import checkpoint, hub
+from pdevis.loading.catalog import Source
+from pdevis.util.errors import ModelLoadError
 
 
 def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
@@ -24,7 +24,7 @@ def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
 
 
 class ConnectTimeout(Exception):
-    """As the hub's HTTP library raises it; which library that is depends on the release."""
+    """The error of the hub's HTTP library, which depends on the release."""
 
     __module__ = "httpx"
 
@@ -46,24 +46,24 @@ def test_hub_errors(error: Exception, expected: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hub, "get_hf_file_metadata", fail)
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *args: None)
     with pytest.raises(ModelLoadError, match=expected):
-        loading.find_source("owner/name")
+        checkpoint.find_source("owner/name")
     # a copy in the cache is enough
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *args: "/cache/config.json")
-    assert loading.find_source("owner/name").local_only
+    assert checkpoint.find_source("owner/name").local_only
 
 
 def test_hub_error_after_the_first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **options: Any) -> None:
         raise OSError("long text") from http_error(GatedRepoError, 403)
 
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(checkpoint.AutoConfig, "from_pretrained", fail)
     with pytest.raises(ModelLoadError, match="is gated"):
-        loading.read_config(Source("qwen-8b", "hub", "Qwen/Qwen3-8B"))
+        checkpoint.read_config(Source("qwen-8b", "hub", "Qwen/Qwen3-8B"))
 
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_no_network(tmp_path: Path, offline: bool) -> None:
-    """In a fresh interpreter with an empty cache: the library's own offline mode, and a hub nobody listens on."""
+    """The library's offline mode, and a hub that refuses connections; in a new interpreter with an empty cache."""
     settings = {"HF_HUB_OFFLINE": "1"} if offline else {"HF_ENDPOINT": "http://127.0.0.1:9"}
     code = "import sys; from pdevis.loading.checkpoint import find_source; find_source('qwen-0.6b')"
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
@@ -76,7 +76,7 @@ def test_no_network(tmp_path: Path, offline: bool) -> None:
         timeout=120,
     )
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("pdevis.loading.catalog.ModelLoadError: Qwen/Qwen3-0.6B: the hub cannot be reached")
+    assert last.startswith("pdevis.util.errors.ModelLoadError: Qwen/Qwen3-0.6B: the hub cannot be reached")
     assert "hf download Qwen/Qwen3-0.6B" in last
     assert "Retry" not in run.stderr
     assert time.perf_counter() - began < 60

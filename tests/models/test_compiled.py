@@ -18,8 +18,9 @@ from pdevis.generation import DecodeStats
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models import compiled
 from pdevis.models.compiled import WIDTHS, compile_stack
+from pdevis.models.kv_cache import INITIAL_CAPACITY
 from pdevis.models.linear import has_int8
-from pdevis.models.stack import FIRST_CAPACITY, DecoderStack
+from pdevis.models.stack import DecoderStack
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
@@ -32,7 +33,7 @@ FORMATS = ["float32", pytest.param("int8", marks=pytest.mark.skipif(not has_int8
 @pytest.fixture(autouse=True)
 def _fresh_compiler(monkeypatch):
     monkeypatch.setattr(compiled, "WIDTHS", (2, 6))
-    monkeypatch.setattr(compiled.CompiledForward, "most", 6)
+    monkeypatch.setattr(compiled.StaticShapeForward, "max_tokens", 6)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -64,7 +65,7 @@ def test_a_cache_that_grows(tiny_model):
     compile_stack(fast)
     with torch.inference_mode():
         for stack in (plain_stack, fast):
-            stack.prefill(torch.arange(FIRST_CAPACITY - 1) % 256)
+            stack.prefill(torch.arange(INITIAL_CAPACITY - 1) % 256)
         for token in (1, 2, 3):
             ids = torch.tensor([token])
             torch.testing.assert_close(fast.forward(ids), plain_stack.forward(ids), rtol=1e-4, atol=1e-4)
@@ -78,14 +79,14 @@ def test_greedy_text_is_the_targets_own(tiny_model, mode):
     for stack in (target, drafter):
         compile_stack(stack)
     drafting = Drafter(drafter, DraftConfig(mode=mode, threshold=0.5), 264)
-    events = speculative(Verifier(target), drafting, PROMPT, GREEDY, DecodeStats())
+    events = speculative(Verifier(target), drafting, prompt=PROMPT, config=GREEDY, stats=DecodeStats())
     assert [event.id for event in events] == wanted
 
 
 def test_the_flag_reaches_both_models_and_needs_a_known_family(tiny_folder):
     pair = load_pair(str(tiny_folder("llama")), device="cpu", compile=True)
-    assert pair.target.whole
-    assert pair.drafter.whole
+    assert pair.target.compiled_forward
+    assert pair.drafter.compiled_forward
     assert pair.describe()["compile"]
     config = DecodeConfig(max_new_tokens=8, eos_ids=())
     assert pair.generate("hello", config).ids == pair.generate("hello", config, "target").ids

@@ -199,7 +199,7 @@ def test_consume_frees_the_layers(tiny_model):
         ("qwen3_moe", {}, "qwen3_moe"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
         ("llama", {"hidden_act": "gelu"}, "gelu"),
-        ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised already"),
+        ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "already quantised"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, "sliding"),
     ],
 )

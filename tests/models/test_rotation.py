@@ -5,7 +5,7 @@ import torch
 
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models.linear import Int8Linear, has_int8
-from pdevis.models.rotation import BlockRotation, Rotation
+from pdevis.models.rotation import BlockHadamard, Rotation
 from pdevis.models.stack import DecoderStack
 
 CPU = torch.device("cpu")
@@ -14,16 +14,16 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("size", [1, 7, 64, 576, 896])
 def test_orthogonal_and_the_same_each_time(size):
     eye = torch.eye(size, dtype=torch.float64)
-    q = Rotation(size).of_rows(eye)
+    q = Rotation(size).rotate_rows(eye)
     torch.testing.assert_close(q @ q.t(), eye)
-    assert torch.equal(q, Rotation(size).of_rows(eye))
+    assert torch.equal(q, Rotation(size).rotate_rows(eye))
     x, weight = torch.randn(3, size, dtype=torch.float64), torch.randn(size, 5, dtype=torch.float64)
-    torch.testing.assert_close(Rotation(size).of_rows(x), x @ q)
-    torch.testing.assert_close(Rotation(size).of_columns(weight), q.t() @ weight)
+    torch.testing.assert_close(Rotation(size).rotate_rows(x), x @ q)
+    torch.testing.assert_close(Rotation(size).rotate_columns(weight), q.t() @ weight)
 
 
 def test_large_sizes_mix_all_coordinates():
-    q = Rotation(576).of_rows(torch.eye(576))
+    q = Rotation(576).rotate_rows(torch.eye(576))
     assert q.abs().max() < 0.5
 
 
@@ -53,12 +53,12 @@ def test_int8_is_closer_with_it_where_a_coordinate_stands_out():
         wanted = x @ weight.t()
         return ((Int8Linear(weight, None)(x) - wanted).norm() / wanted.norm()).item()
 
-    assert error(rotation.of_rows(x), rotation.of_rows(weight)) < 0.5 * error(x, weight)
+    assert error(rotation.rotate_rows(x), rotation.rotate_rows(weight)) < 0.5 * error(x, weight)
 
 
 @pytest.mark.parametrize(("size", "block"), [(8960, 64), (4864, 64), (96, 8), (7, 1)])
 def test_block_rotation_is_its_own_inverse_and_rows_do_not_meet(size, block):
-    turn, x = BlockRotation(size), torch.randn(9, size)
+    turn, x = BlockHadamard(size), torch.randn(9, size)
     assert turn.block == block
     torch.testing.assert_close(turn(turn(x)), x)
     torch.testing.assert_close(turn(x).norm(dim=-1), x.norm(dim=-1))
@@ -69,4 +69,4 @@ def test_block_rotation_is_its_own_inverse_and_rows_do_not_meet(size, block):
 def test_block_rotation_spreads_an_outlier():
     x = torch.zeros(1, 8960)
     x[0, 17] = 100.0
-    assert BlockRotation(8960)(x).abs().max() < 13
+    assert BlockHadamard(8960)(x).abs().max() < 13

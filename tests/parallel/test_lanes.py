@@ -11,9 +11,9 @@ import torch
 from helpers.workers import GREEDY, PROMPT, VOCAB, counts, decode, device_slots, local_drafter, remote_drafter, spec_of
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import AutoGamma, RoundCosts
-from pdevis.drafting.drafter import resolve_rule
-from pdevis.loading.build import build_model
-from pdevis.loading.shard_spec import ShardSpec
+from pdevis.drafting.rule import resolve_rule
+from pdevis.loading.model_builder import build_model
+from pdevis.models.layers import ShardSpec
 from pdevis.pair import SpeculativePair
 from pdevis.parallel import lanes
 from pdevis.parallel.remote import RemoteModel
@@ -97,7 +97,7 @@ def test_drafts_of_chosen_lengths_are_those_of_one_device(pair):
     for drafter in (local_drafter(spec, rule), remote_drafter(workers, rule)):
         policy = AutoGamma(costs)
         policy.choose(8)
-        drafter.start(PROMPT, GREEDY)
+        drafter.open(PROMPT, GREEDY)
         drafts.append(drafter.draft(PROMPT, 8, policy.rule.should_continue))
         drafter.release(PROMPT)
     assert drafts[0].ids == drafts[1].ids
@@ -111,7 +111,7 @@ def test_long_drafts_after_many_plain_rounds(pair, target):
     long = [(7 * i) % 250 for i in range(300)]
     drafts = []
     for drafter in (local_drafter(spec, rule), remote_drafter(workers, rule)):
-        drafter.start(PROMPT, GREEDY)
+        drafter.open(PROMPT, GREEDY)
         drafts.append(drafter.draft([*PROMPT, *long], 3).ids)
         drafter.release(PROMPT)
     assert drafts[0] == drafts[1]
@@ -129,13 +129,14 @@ def test_each_rank_holds_its_shard_only(specs):
         torch.testing.assert_close(heads, whole.logits(h))
         for part in parts:
             part.reserve(10)
-            assert [len(rows) > 0 for rows in part.cache] == [layer.attention is not None for layer in part.layers]
+            has_cache = [len(rows) > 0 for rows in part.cache.storage]
+            assert has_cache == [layer.attention is not None for layer in part.layers]
 
 
 def test_mlps_are_split_by_rows_if_exchanges_are_fast(specs):
     spec = specs["int8"]
     whole = build_model(spec)
-    parts = [build_model(spec, ShardSpec(rank, 3, cut=True)) for rank in range(3)]
+    parts = [build_model(spec, ShardSpec(rank, 3, split_mlps=True)) for rank in range(3)]
     h = whole.embed(torch.tensor([1, 7]))
     for layer in range(len(whole.layers)):
         assert [part.layers[layer].attention is not None for part in parts] == [layer % 3 == rank for rank in range(3)]
@@ -147,21 +148,21 @@ def test_mlps_are_split_by_rows_if_exchanges_are_fast(specs):
 
 def test_more_cores_than_an_mlp_has_blocks_are_rejected(specs):
     with pytest.raises(ValueError, match="draft_device names 4 cores: at most 3"):
-        build_model(specs["int8"], ShardSpec(0, 4, cut=True))
+        build_model(specs["int8"], ShardSpec(0, 4, split_mlps=True))
 
 
 def test_auto_is_parallel_on_several_devices_only():
     def auto(config=None, **how):
-        return resolve_rule(config or DraftConfig(), has_sublayer_access=True, **how)
+        return resolve_rule(config or DraftConfig(), has_sublayers=True, **how)
 
     assert auto(devices=2) == DraftConfig("parallel")
-    assert auto(devices=2, cut=True) == DraftConfig("parallel", mlp_window=1)
+    assert auto(devices=2, splits_mlps=True) == DraftConfig("parallel", mlp_window=1)
     chosen = DraftConfig(mlp_window=2, threshold=0.5)
-    assert auto(chosen, devices=2, cut=True) == replace(chosen, mode="parallel")
-    assert auto(tuned="skip") == DraftConfig("skip")
+    assert auto(chosen, devices=2, splits_mlps=True) == replace(chosen, mode="parallel")
+    assert auto(tuned_mode="skip") == DraftConfig("skip")
     assert auto() == DraftConfig("exact")
     for mode in ("exact", "parallel"):
-        assert auto(DraftConfig(mode), devices=2, cut=True) == DraftConfig(mode)
+        assert auto(DraftConfig(mode), devices=2, splits_mlps=True) == DraftConfig(mode)
 
 
 def test_auto_is_described_as_the_resolved_mode(pair, target):

@@ -15,7 +15,7 @@ from pdevis.decoding.gamma import AutoGamma, RoundCosts
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.generation import DecodeStats
-from pdevis.loading.build import build_model
+from pdevis.loading.model_builder import build_model
 from pdevis.parallel.worker_pool import WorkerPool
 
 LONG = replace(GREEDY, max_new_tokens=40, overlap=True)
@@ -43,7 +43,7 @@ def workers(request, tiny_folder):
 
 
 def plain(target, config=LONG):
-    return [event.id for event in autoregressive(Verifier(target), PROMPT, config, DecodeStats())]
+    return [event.id for event in autoregressive(Verifier(target), PROMPT, config=config, stats=DecodeStats())]
 
 
 @pytest.mark.parametrize("rule", [DraftConfig("exact"), DraftConfig("parallel", 0.5), DraftConfig("skip", 0.5)])
@@ -103,7 +103,7 @@ def test_abandoned_generations_leave_usable_caches(workers, target):
     expected = plain(target)
     drafter = remote_drafter(workers, DraftConfig("parallel", 0.5))
     for length in range(0, 12, 2):
-        events = speculative(Verifier(target), drafter, PROMPT, LONG, DecodeStats())
+        events = speculative(Verifier(target), drafter, prompt=PROMPT, config=LONG, stats=DecodeStats())
         assert [next(events).id for _ in range(length)] == expected[:length]
         events.close()
         shared = replace(LONG, reuse_prefix=True)  # the next one builds on the caches that this one left
@@ -138,7 +138,8 @@ def test_sampled_text_keeps_the_targets_distribution(tiny_folder, gamma):
         for seed in range(count):
             config = DecodeConfig(6, gamma, temperature=1.0, seed=seed, eos_ids=(), overlap=True)
             stats = DecodeStats()
-            ids = [event.id for event in speculative(Verifier(target), drafter, prompt, config, stats, policy)]
+            events = speculative(Verifier(target), drafter, prompt=prompt, config=config, stats=stats, policy=policy)
+            ids = [event.id for event in events]
             seen[ids[0], ids[1]] += 1 / count
             ahead += stats.ahead_rounds
     finally:

@@ -20,9 +20,9 @@ from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
 from pdevis.devices import DeviceSlot
 from pdevis.generation import DecodeStats
-from pdevis.loading.build import build_model
-from pdevis.loading.catalog import ModelLoadError
+from pdevis.loading.model_builder import build_model
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
+from pdevis.util.errors import ModelLoadError
 
 LANES = DraftConfig("parallel", 0.3)
 ENDLESS = replace(GREEDY, gamma=6000, max_new_tokens=6000)  # a draft of many seconds
@@ -60,7 +60,7 @@ def running(spec):
 
 
 def plain(target):
-    return [event.id for event in autoregressive(Verifier(target), PROMPT, GREEDY, DecodeStats())]
+    return [event.id for event in autoregressive(Verifier(target), PROMPT, config=GREEDY, stats=DecodeStats())]
 
 
 def pids_of(workers):

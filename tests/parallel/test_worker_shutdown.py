@@ -18,8 +18,8 @@ from helpers import ROOT
 from helpers.tiny_models import make_tokenizer
 from helpers.workers import PROMPT, VOCAB, device_slots, eventually, is_running, open_file_count, spec_of
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.devices import cores
-from pdevis.loading.build import build_model
+from pdevis.devices import available_cores
+from pdevis.loading.model_builder import build_model
 from pdevis.pair import SpeculativePair, load_pair
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     if stage == "loading":
         WorkerPool._collect_replies = print_pids
     workers = WorkerPool(spec_of(Path(sys.argv[1])), device_slots(2), target_vocab=VOCAB, min_ahead_probability=0.0)
-    workers.send("start", PROMPT, DecodeConfig(6000, eos_ids=(), overlap=True))
+    workers.send("open", PROMPT, DecodeConfig(6000, eos_ids=(), overlap=True))
     if stage == "drafting":
         workers.send("draft", [], 6000, None, 0)
     if stage == "drafting ahead":
@@ -105,7 +105,7 @@ def test_workers_end_if_the_main_process_is_killed(folder, temporary, stage):
     assert eventually(lambda: shared_memory() <= before)
 
 
-@pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
+@pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 @pytest.mark.parametrize(
     ("line", "seconds"),
     [
@@ -116,7 +116,7 @@ def test_workers_end_if_the_main_process_is_killed(folder, temporary, stage):
 )
 def test_ctrl_c_in_the_terminal_ends_everything(folder, temporary, line, seconds):
     """The terminal sends SIGINT to all processes of the group: in mid-answer, and while the models load."""
-    before, devices = shared_memory(), ",".join(f"cpu:{core}" for core in cores()[:2])
+    before, devices = shared_memory(), ",".join(f"cpu:{core}" for core in available_cores()[:2])
     words = ["--prompt", "hello", "--draft_device", devices, "--overlap", "--no-chat", "--length", "6000"]
     main = subprocess.Popen(
         [sys.executable, str(APP), "--target_model", str(folder), *words],
@@ -191,7 +191,7 @@ def test_starting_and_stopping_leaves_nothing(folder, temporary, transport):
     assert psutil.Process().num_threads() <= threads
 
 
-@pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
+@pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 @pytest.mark.parametrize("end", ["killed", slow("closed")])
 def test_a_pair_recovers_in_this_process(folder, end):
     all_cores, threads = os.sched_getaffinity(0), torch.get_num_threads()

@@ -17,7 +17,7 @@ from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.generation import DecodeStats
-from pdevis.loading.build import build_model
+from pdevis.loading.model_builder import build_model
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 
 RULES = [
@@ -44,10 +44,10 @@ def test_two_hundred_generations(tiny_folder):
         config = replace(config, reuse_prefix=chance.random() < 0.5)
         if chance.random() < 0.2:
             config = replace(config, temperature=1.0, seed=number)
-        expected = [event.id for event in autoregressive(Verifier(target), prompt, config, DecodeStats())]
+        expected = [event.id for event in autoregressive(Verifier(target), prompt, config=config, stats=DecodeStats())]
         stop = chance.randrange(24) if chance.random() < 0.4 else 24
         drafter = remote_drafter(workers, chance.choice(RULES))
-        events, ids = speculative(Verifier(target), drafter, prompt, config, DecodeStats()), []
+        events, ids = speculative(Verifier(target), drafter, prompt=prompt, config=config, stats=DecodeStats()), []
         try:
             if number in kills:
                 ids += [next(events).id for _ in range(min(stop, 3))]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from helpers import ROOT
-from pdevis.devices import cores
+from pdevis.devices import available_cores
 from pdevis.simulate.__main__ import build_parser
 
 SCRIPT = ROOT / "tools" / "bench_costs.py"
@@ -18,7 +18,7 @@ def bench(*argv: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, argv)], capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
+@pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 def test_what_it_prints_are_flags_of_the_simulator(tiny_folder):
     model = tiny_folder("llama")
     for argv, names in (

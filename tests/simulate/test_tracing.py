@@ -6,7 +6,7 @@ import pytest
 
 from helpers.workers import GREEDY, PROMPT
 from pdevis.config import DraftConfig
-from pdevis.drafting.schedule import plan
+from pdevis.drafting.schedule import plan_schedule
 from pdevis.pair import load_pair
 from pdevis.simulate.costs import Machine, StepCosts
 from pdevis.simulate.replay import predict
@@ -34,7 +34,7 @@ def test_a_trace_tells_what_the_drafter_planned(tiny_folder, tmp_path, rule):
     for each in rounds:
         if each.drafted:
             assert [seen.step for seen in each.passes] == [0], "one exact pass a round, the first"
-            planned = plan(full(each.passes[0].similarities), rule)
+            planned = plan_schedule(full(each.passes[0].similarities), rule)
             assert each.depth == 2 * trace.layers + (each.steps - 1) * planned.depth
 
 

@@ -44,7 +44,9 @@ def test_rehearsed_rounds_are_those_of_the_decoder(tiny_model, rule):
     rehearse(rehearsal, model, target.vocab_size, PROMPT, text)
     stats = DecodeStats()
     decode = DecodeConfig(max_new_tokens=len(text), gamma=DRAFTED, eos_ids=())
-    events = speculative(Verifier(target), Drafter(other, rule, target.vocab_size), PROMPT, decode, stats)
+    events = speculative(
+        Verifier(target), Drafter(other, rule, target.vocab_size), prompt=PROMPT, config=decode, stats=stats
+    )
     assert [event.id for event in events] == text
     rounds = rehearsal.tested[0]
     assert abs(rounds - stats.rounds) <= 1, "the decoder's last round has no need of a draft"

@@ -100,7 +100,7 @@ def test_what_is_there_is_not_replaced_unasked(command, tmp_path):
         (["--formats", "packed"], "'packed' must be TARGET/DRAFTER"),
         (["--formats", "float32/float32", "--draft_precision", "int8"], "leave --target_precision"),
         (["--formats", "float31/float32"], "'float31'"),
-        (["--output", "/none/there.json"], "the folder /none does not exist"),
+        (["--output", "/dev/null/there.json"], "/dev/null is a file, not a folder"),
         (["--profile", "p.json"], "unknown flag --profile"),
         (["--target_model", "qwen-9b"], "did you mean"),
     ],

@@ -6,9 +6,6 @@ OUTPUT.meta.json tells where the results come from.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,34 +42,6 @@ class Output:
 
     path: Path
     flag: str = "--output"
-
-    def check_writable(self, inputs: Iterable[Path] = ()) -> None:
-        """Find out before the models load what would stop the run from writing its results.
-
-        Raises:
-            ValueError: for a path that is a folder, or one of the `inputs`, or lies in a folder that does not exist.
-            OSError: where the folder cannot be written to.
-        """
-        path, folder = self.path, self.path.parent
-        if path.is_dir():
-            raise ValueError(f"{self.flag} {path}: is a folder; name a file in it")
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{self.flag} {path}: is not a regular file")
-        if not folder.is_dir():
-            what = "is a file" if folder.exists() else "does not exist"
-            raise ValueError(f"{self.flag} {path}: the folder {folder} {what}; make it first")
-        for other in inputs:
-            if path.exists() and other.exists() and path.samefile(other):
-                raise ValueError(f"{self.flag} {path}: is the input {other}, which would be overwritten")
-        probe = folder / f".{path.name}.{os.getpid()}.probe"
-        try:
-            probe.write_bytes(b"\n")
-        except OSError as error:
-            reason = error.strerror or error
-            raise OSError(f"{self.flag} {path}: the folder {folder} cannot be written to: {reason}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                probe.unlink(missing_ok=True)
 
     def earlier(self, header: dict[str, Any], resume: bool, overwrite: bool) -> Earlier:
         """What an earlier run has left that this one goes on from; nothing where it starts afresh.

@@ -25,6 +25,7 @@ from pdevis.benchmarks.tasks import Task, get_task
 from pdevis.cli import decode_config, draft_config, pair_arguments
 from pdevis.config import DecodeConfig
 from pdevis.util.argtypes import one_line
+from pdevis.util.files import make_parent_folder, prepare_output_file
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -62,7 +63,7 @@ def read_inputs(args: argparse.Namespace, world: World, seed: int, name: str | N
         raise ValueError(f"{args.flags['dataset']} {dataset}: {what}; Data/README.md tells how to get the datasets")
     items = task.load(dataset, args.k)
     output = Output(args.output or _default_output(name or args.benchmark, args.benchmark), args.flags["output"])
-    output.check_writable([dataset, args.code_path])
+    prepare_output_file(output.path, flag=output.flag, inputs=[dataset, args.code_path])
     if args.temperature > 0 and args.seed is None:
         args.seed = _seed_of(output) if args.resume else None
         args.seed = seed if args.seed is None else args.seed
@@ -73,11 +74,9 @@ def read_inputs(args: argparse.Namespace, world: World, seed: int, name: str | N
 
 
 def _default_output(name: str, benchmark: str) -> Path:
-    try:
-        RESULTS.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OSError(f"the folder {RESULTS} cannot be made: {error.strerror or error}; give another file") from None
-    return RESULTS / f"{name}.{'jsonl' if benchmark in LINES and name == benchmark else 'json'}"
+    path = RESULTS / f"{name}.{'jsonl' if benchmark in LINES and name == benchmark else 'json'}"
+    make_parent_folder(path)
+    return path
 
 
 def _settings(args: argparse.Namespace, dataset: Path) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pdevis.devices import DeviceSlot
-from pdevis.loading.build import build_model
-from pdevis.loading.load_spec import LoadSpec
-from pdevis.loading.shard_spec import ShardSpec
+from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.loading.weight_reader import unsupported_reason
+from pdevis.models.layers import ShardSpec
 from pdevis.parallel.collectives import DistributedCommunicator
 from pdevis.parallel.draft_service import DraftService
 from pdevis.parallel.torchrun.process_group import RankChannel

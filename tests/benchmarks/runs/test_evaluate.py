@@ -88,7 +88,7 @@ def test_the_processor_is_another_models_tokenizer(scripts: Scripts, tmp_path: P
     assert scripts("specbench", *argv, "--processor", other)[0] == 0
     code, err = scripts("specbench", *argv, "--processor", str(tmp_path), "--out", "x.jsonl")
     assert code == 2
-    assert "holds no config.json" in err.splitlines()[-1]
+    assert "has no config.json" in err.splitlines()[-1]
 
 
 def test_items_that_fail_are_recorded_and_the_exit_code_says_so(
@@ -123,7 +123,7 @@ CODE = {"empty.py": "", "broken.py": "def", "raises.py": "raise RuntimeError('a\
         (["--code-path", "broken.py"], "--code_path broken.py: cannot be run: SyntaxError"),
         (["--code_path", "raises.py"], "--code_path raises.py: cannot be run: RuntimeError: a b"),
         (["--code_path", "leaves.py"], "--code_path leaves.py: cannot be run: SystemExit"),
-        (["--output", "nowhere/o.json"], "--output nowhere/o.json: the folder nowhere does not exist"),
+        (["--output", "empty.py/o.json"], "--output empty.py/o.json: empty.py is a file, not a folder"),
         (["--output", "."], "--output .: is a folder"),
         (["--output", "empty.py"], "--output empty.py: already exists: --overwrite"),
         (["--output", "empty.py", "--overwrite", "--code_path", "empty.py"], "would be overwritten"),
@@ -153,7 +153,15 @@ def test_the_default_folder_cannot_be_made(scripts: Scripts) -> None:
     Path("results").write_text("a file")
     code, err = scripts("mmlu")
     assert code == 1
-    assert err.startswith("error: the folder results cannot be made: File exists; give another file")
+    assert err.startswith("error: the folder results cannot be created: File exists; name another file")
+
+
+def test_a_missing_output_folder_is_created_and_reported(scripts: Scripts) -> None:
+    output = Path("new") / "folder" / "o.json"
+    code, err = scripts("mmlu", "--k", 1, "--gen_len", 1, "--methods", "target", "--no-progress", "--output", output)
+    assert code == 0
+    assert err.splitlines()[0] == f"created the folder {output.parent}"
+    assert output.is_file()
 
 
 USUAL = {

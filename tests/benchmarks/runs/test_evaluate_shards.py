@@ -119,7 +119,7 @@ def test_two_processes_write_what_one_writes(scripts: Scripts) -> None:
 
 @pytest.mark.slow
 def test_a_mistake_is_said_once(scripts: Scripts) -> None:
-    process = scripts.start("mmlu", "--output", "nowhere/o.json", launcher=LAUNCHER)
+    process = scripts.start("mmlu", "--output", ".", launcher=LAUNCHER)
     _, err = process.communicate(timeout=300)
     assert process.returncode
-    assert err.count("error: --output nowhere/o.json: the folder nowhere does not exist") == 1
+    assert err.count("error: --output .: is a folder") == 1

@@ -165,30 +165,6 @@ def test_a_finished_run_is_never_replaced_by_accident(output: Path) -> None:
     assert output.read_text() == "[]"
 
 
-def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "data.json"
-    file.write_text("[]")
-
-    def refuse(path: Path, inputs: tuple[Path, ...] = ()) -> str:
-        with pytest.raises((ValueError, OSError)) as caught:
-            Output(path).check_writable(inputs)
-        return str(caught.value)
-
-    assert refuse(tmp_path).endswith("is a folder; name a file in it")
-    assert refuse(tmp_path / "no" / "x.json").endswith(f"the folder {tmp_path / 'no'} does not exist; make it first")
-    assert "is a file; make it first" in refuse(file / "x.json")
-    assert "which would be overwritten" in refuse(file, (file,))
-    assert "is not a regular file" in refuse(Path("/dev/null"))
-    Output(tmp_path / "x.json").check_writable((file, tmp_path / "missing"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json"]
-
-    def deny(self: Path, data: bytes) -> int:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "write_bytes", deny)
-    assert f"the folder {tmp_path} cannot be written to: Permission denied" in refuse(tmp_path / "x.json")
-
-
 def test_a_write_that_fails_leaves_the_old_file(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output.write_text("old")
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from helpers.torchrun_runs import PYTHONPATH
-from pdevis.loading.catalog import ModelLoadError
 from pdevis.parallel.torchrun.process_group import RankChannel, RankError, start_ranks, under_torchrun
+from pdevis.util.errors import ModelLoadError
 
 TEST_SECONDS = 60  # timeout of a test's processes; they take about 5
 TIMEOUT_SECONDS = 4.0

@@ -23,11 +23,13 @@ from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import DecodeStats
-from pdevis.loading.catalog import ModelLoadError, Source
+from pdevis.loading.catalog import Source
 from pdevis.loading.checkpoint import find_source, read_config, read_model
-from pdevis.loading.device_map import TensorParallel, read_sharded_model
+from pdevis.loading.model_builder import read_sharded_model
 from pdevis.models.hf import HFCausalLM
 from pdevis.parallel.torchrun.process_group import RankChannel, start_ranks
+from pdevis.parallel.torchrun.tensor_parallel import TensorParallel
+from pdevis.util.errors import ModelLoadError
 
 CPU = torch.device("cpu")
 IDS = torch.randint(0, 256, (40,), generator=torch.Generator().manual_seed(0))
@@ -60,7 +62,7 @@ def compare(folder: str, draft_folder: str) -> None:
     long = IDS.repeat(12).tolist()
     row["long"] = plain(target, long) == plain(whole, long)
     drafting, stats = Drafter(drafter, DraftConfig(mode="exact"), whole.vocab_size), DecodeStats()
-    ids = [event.id for event in speculative(Verifier(target), drafting, PROMPT, GREEDY, stats)]
+    ids = [event.id for event in speculative(Verifier(target), drafting, prompt=PROMPT, config=GREEDY, stats=stats)]
     row |= {"speculative": ids == plain(whole), "accepted": stats.accepted, "drafted": stats.drafted}
     print(json.dumps(row), flush=True)
 

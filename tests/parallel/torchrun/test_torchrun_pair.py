@@ -18,10 +18,9 @@ import torch
 
 from helpers.torchrun_runs import APP, Row, one_object, torchrun
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.loading import build
-from pdevis.loading import load_spec as load_spec_module
+from pdevis.devices import MultiDevice
+from pdevis.loading import model_builder, pair_builder
 from pdevis.loading.checkpoint import read_model
-from pdevis.loading.device_map import Spread
 from pdevis.pair import SpeculativePair, load_pair
 from pdevis.parallel.torchrun.process_group import Ranks
 
@@ -150,8 +149,8 @@ def test_settings_that_ranks_do_not_support(
     message: str,
 ) -> None:
     if "int8" in words:
-        monkeypatch.setattr(load_spec_module, "under_torchrun", lambda: True)
-        monkeypatch.setattr(load_spec_module, "start_ranks", lambda: Ranks(0, 2, torch.device("cpu")))
+        monkeypatch.setattr(pair_builder, "under_torchrun", lambda: True)
+        monkeypatch.setattr(pair_builder, "start_ranks", lambda: Ranks(0, 2, torch.device("cpu")))
     else:
         monkeypatch.delenv("RANK", raising=False)
     main, folder = runpy.run_path(APP)["main"], str(tiny_folder("llama"))
@@ -173,15 +172,17 @@ def test_auto_without_a_gpu_is_the_cpu(folders: Callable[..., Any], monkeypatch:
 
 @pytest.mark.parametrize("devices", ["auto", "cuda:0,cuda:1"])
 def test_a_target_over_gpus(folders: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
-    """A pair whose target has a device map, which here has only the CPU (device maps are tested in tests/loading)."""
+    """A pair with a target on several GPUs, which are the CPU here: test_model_builder.py tests the division."""
     cpu, reads = torch.device("cpu"), []
-    spread = Spread((cpu,), auto=True) if devices == "auto" else Spread((cpu, cpu))
-    monkeypatch.setattr(load_spec_module, "parse_devices", lambda text: spread)
-    monkeypatch.setattr(build, "read_spread_model", lambda *args: reads.append(args) or read_model(*args[:2], cpu))
+    several = MultiDevice((cpu,), auto=True) if devices == "auto" else MultiDevice((cpu, cpu))
+    monkeypatch.setattr(pair_builder, "parse_devices", lambda text: several)
+    monkeypatch.setattr(
+        model_builder, "read_multi_device_model", lambda *args: reads.append(args) or read_model(*args[:2], cpu)
+    )
     target, other = folders("qwen3")
     formats = {"draft_precision": "float32", "draft_device": "cpu"}
     pair = load_pair(target, other, target_device=devices, **formats)
-    assert [(dtype, device_map) for _, dtype, device_map in reads] == [(torch.float32, spread)]
+    assert [(dtype, device_map) for _, dtype, device_map in reads] == [(torch.float32, several)]
     assert pair.labels["target_device"] == ("auto" if devices == "auto" else "cpu,cpu")
     whole = load_pair(target, other, target_device="cpu", target_precision="float32", **formats)
     assert decode(pair, list(RULES)) == decode(whole, list(RULES))
