@@ -9,6 +9,7 @@ Text lives here and above; everything below knows token ids only.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from os import PathLike
@@ -28,9 +29,7 @@ from pdevis.loading.pair_builder import PairSpec, build_pair, compile_pair
 from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.stack import DecoderStack
-from pdevis.parallel.remote import RemoteDrafter, RemoteModel, start_drafter
-from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
-from pdevis.parallel.worker_pool import WorkerPool
+from pdevis.parallel.remote import DrafterBackend, RemoteDrafter, RemoteModel, follow_main_rank, start_drafter
 from pdevis.profile import Profile, read_profile
 from pdevis.text import GenerationStream, Prompt, check_ids, encode_prompt
 from pdevis.trace import Tracer
@@ -42,8 +41,8 @@ class SpeculativePair:
     Made by `load_pair`, or from any two models that implement the `CausalLM` protocol.
 
     Args:
-        target, drafter: the models; their caches belong to this object. The drafter may be a `WorkerPool`, which
-            `close` then stops.
+        target, drafter: the models; their caches belong to this object. The drafter may be a `DrafterBackend`,
+            which `close` then stops.
         tokenizer: the transformers tokenizer of both.
         eos_ids: ids that end the target's text.
         draft: drafting settings.
@@ -58,7 +57,7 @@ class SpeculativePair:
     def __init__(
         self,
         target: CausalLM,
-        drafter: CausalLM | WorkerPool | TorchrunDrafter,
+        drafter: CausalLM | DrafterBackend,
         tokenizer: Any,
         eos_ids: tuple[int, ...] = (),
         draft: DraftConfig | None = None,
@@ -67,7 +66,7 @@ class SpeculativePair:
         tracer: Tracer | None = None,
     ) -> None:
         self.target = target
-        self.workers = drafter if isinstance(drafter, WorkerPool | TorchrunDrafter) else None
+        self.workers = drafter if isinstance(drafter, DrafterBackend) else None
         self.drafter: CausalLM = RemoteModel(self.workers) if self.workers else drafter
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
@@ -101,11 +100,11 @@ class SpeculativePair:
             workers.has_sublayer_access if workers else isinstance(self.drafter, DecoderStack),
             tuned_mode=profile.draft.mode if profile else None,
             devices=workers.devices if workers else 1,
-            splits_mlps=workers.cut if workers else False,
+            splits_mlps=workers.splits_mlps if workers else False,
         )
         traced = self.tracer is not None
         if workers:
-            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(workers, resolved, self.drafter, traced)
+            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.drafter, resolved, traced=traced)
         else:
             self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size, traced=traced)
         # The learnt costs of these settings are kept while others are tried.
@@ -204,8 +203,8 @@ class SpeculativePair:
         if workers:
             workers.close()
             use_all_cores()
-            self.drafter = build_model(workers.plan)
-            self.labels["draft_device"] = str(workers.plan.device)
+            self.drafter = build_model(workers.load_spec)
+            self.labels["draft_device"] = str(workers.load_spec.device)
             self.configure(self._draft)
 
     def _stop_running(self) -> None:
@@ -248,16 +247,17 @@ def load_pair(
         trace: a new file for the rounds of all generations and the drafter's layer similarities (pdevis.simulate).
 
     Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold part of its layers each, in worker processes.
+    Under torchrun, with target_device = "ranks", only rank 0 runs the program: on the other ranks this function serves
+    rank 0 and then ends the process with exit code 0 (SystemExit).
 
     Raises:
         ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that does not exist.
     """
-    tuned = profile if profile is None or isinstance(profile, Profile) else read_profile(profile)
-    if tuned:
-        draft = draft or tuned.draft
-        tuned.use_threads()
-    tracer = Tracer(trace) if trace else None
-    say = on_progress or (lambda line: None)
+    if profile is not None and not isinstance(profile, Profile):
+        profile = read_profile(profile)
+    if profile:
+        draft = draft or profile.draft
+        profile.use_threads()
     spec = PairSpec(
         target=target,
         drafter=drafter,
@@ -269,7 +269,22 @@ def load_pair(
         draft_vocab=draft_vocab,
         overlap=overlap,
     )
-    built = build_pair(spec, say)
+    return _load(
+        spec, draft, profile=profile, compile=compile, trace=trace, on_progress=on_progress or (lambda line: None)
+    )
+
+
+def _load(
+    spec: PairSpec,
+    draft: DraftConfig | None,
+    *,
+    profile: Profile | None,
+    compile: bool,
+    trace: str | PathLike[str] | None,
+    on_progress: Callable[[str], None],
+) -> SpeculativePair:
+    tracer = Tracer(trace) if trace else None
+    built = build_pair(spec, on_progress)
     if tracer:
         config = built.draft_spec.config
         if reason := unsupported_reason(config):
@@ -277,6 +292,16 @@ def load_pair(
         tracer.describe_drafter(config, built.draft_spec.head_rows)
     if compile:
         compile_pair(built)
-    drafting = start_drafter(built, compile, say)
-    known = built.tokenizer, built.eos_ids, draft, built.labels
-    return SpeculativePair(built.target, drafting, *known, tuned, tracer)
+    if built.channel and built.channel.ranks.rank > 0:
+        follow_main_rank(built)
+        sys.exit(0)
+    return SpeculativePair(
+        built.target,
+        start_drafter(built, compile, on_progress),
+        tokenizer=built.tokenizer,
+        eos_ids=built.eos_ids,
+        draft=draft,
+        labels=built.labels,
+        profile=profile,
+        tracer=tracer,
+    )

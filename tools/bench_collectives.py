@@ -19,7 +19,7 @@ from pdevis.cli import Parser, run_main
 from pdevis.util.argtypes import positive_int
 
 if TYPE_CHECKING:
-    from pdevis.parallel.shared_memory import Board
+    from pdevis.parallel.shared_memory import SharedBuffer
 
 PASSES = 10  # the repeats are spread over this many, which alternate between the two
 
@@ -32,27 +32,29 @@ def build_parser() -> Parser:
     return parser
 
 
-def run_rank(rank: int, core: int, board: Board, rendezvous: str, numbers: int, repeats: int, results: Any) -> None:
+def run_rank(
+    rank: int, core: int, buffer: SharedBuffer, rendezvous: str, numbers: int, repeats: int, results: Any
+) -> None:
     """Time both in the process of one rank; rank 0 sends {name: seconds} through the pipe `results`."""
     import torch
 
     from pdevis.devices import use_cores
-    from pdevis.parallel.collectives import ProcessGroup
-    from pdevis.parallel.shared_memory import SharedMemory
+    from pdevis.parallel.collectives import DistributedCommunicator
+    from pdevis.parallel.shared_memory import SharedMemoryCommunicator
 
     use_cores([core])
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    links = {
-        "shared memory": SharedMemory(board, rank, 60.0, lambda: None),
-        "gloo": ProcessGroup(rank, 2, lambda: None),
+    communicators = {
+        "shared memory": SharedMemoryCommunicator(buffer, rank, timeout_seconds=60.0, heartbeat=lambda: None),
+        "gloo": DistributedCommunicator(rank, 2, heartbeat=lambda: None),
     }
     item = torch.randn(1, numbers)
-    samples: dict[str, list[float]] = {name: [] for name in links}
+    samples: dict[str, list[float]] = {name: [] for name in communicators}
     for _ in range(PASSES):
-        for name, link in links.items():
+        for name, communicator in communicators.items():
             for _ in range(repeats // PASSES + 1):
                 begin = time.perf_counter()
-                link.share([item], [0, 1], item.shape, item)
+                communicator.all_gather([item], [0, 1], item.shape, item)
                 samples[name].append(time.perf_counter() - begin)
     if rank == 0:
         results.send(samples)
@@ -63,7 +65,7 @@ def run(args: Namespace) -> None:
     from torch import multiprocessing
 
     from pdevis.devices import available_cores
-    from pdevis.parallel.shared_memory import Board
+    from pdevis.parallel.shared_memory import SharedBuffer
 
     usable_cores = available_cores()
     if len(usable_cores) < 2:
@@ -71,9 +73,9 @@ def run(args: Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
-        board, rendezvous = Board(2, 8 * args.numbers), str(Path(folder) / "ranks")
+        buffer, rendezvous = SharedBuffer(2, 8 * args.numbers), str(Path(folder) / "ranks")
         processes = [
-            context.Process(target=run_rank, args=(rank, core, board, rendezvous, args.numbers, args.repeats, sender))
+            context.Process(target=run_rank, args=(rank, core, buffer, rendezvous, args.numbers, args.repeats, sender))
             for rank, core in enumerate(usable_cores[:2])
         ]
         for process in processes:

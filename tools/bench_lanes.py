@@ -55,8 +55,8 @@ class TimedPool:
         self.workers.call("open", PROMPT, DecodeConfig(eos_ids=()))
         self.workers.call("draft", [], 1, None, 0)
         confirmed = [DRAFTED_ID] * tokens
-        first = self.workers.call("draft", confirmed, 1, None, 0).seconds
-        all_forwards = self.workers.call("draft", confirmed, 1 + LATER_FORWARDS, None, 0).seconds
+        first = self.workers.call("draft", confirmed, 1, None, 0).own_seconds
+        all_forwards = self.workers.call("draft", confirmed, 1 + LATER_FORWARDS, None, 0).own_seconds
         self.first_ms.append(1e3 * first)
         self.later_ms.append(1e3 * (all_forwards - first) / LATER_FORWARDS)
 
@@ -82,7 +82,7 @@ def start_pools(args: Namespace) -> list[TimedPool]:
         head_rows=args.draft_vocab,
     )
     return [
-        TimedPool(devices, WorkerPool(spec, find_device_slots(devices, "--devices"), config.vocab_size))
+        TimedPool(devices, WorkerPool(spec, find_device_slots(devices, "--devices"), target_vocab=config.vocab_size))
         for devices in args.devices.split(";")
     ]
 

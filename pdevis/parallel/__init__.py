@@ -1,1 +1,1 @@
-"""Drafters that run in worker processes: collectives, shared memory, worker pool, remote drafter."""
+"""Drafters in other processes: worker pool, collectives and shared memory between workers, remote drafter."""

@@ -1,8 +1,11 @@
-"""How the ranks of a drafter exchange what each of them has computed: two operations, in two implementations.
+"""Collectives between the worker processes ("ranks") of one drafter: all-gather, in three implementations.
 
-`SharedMemory` (board.py) is for CPU cores of one machine. `ProcessGroup` is torch.distributed: NCCL between GPUs, gloo
-between CPU processes. Between two cores an exchange takes a few µs through shared memory and some hundred through gloo,
-as long as a small drafter's sublayer (tools/bench_collectives.py).
+`SharedMemoryCommunicator` (shared_memory.py) is for CPU cores of one machine. `DistributedCommunicator` is
+torch.distributed: NCCL between GPUs, gloo between CPU processes. `SingleProcess` is for a drafter with one worker.
+Between two cores an exchange takes a few µs through shared memory and a few hundred µs through gloo, which is as long
+as a sublayer of a small drafter (tools/bench_collectives.py).
+
+Shapes: T = tokens of a forward.
 """
 
 from __future__ import annotations
@@ -17,104 +20,122 @@ from torch import Tensor
 from pdevis.models.layers import ShardSpec
 
 
-class Dropped(Exception):
-    """What is being drafted is not wanted any more. Raised on all ranks at the same exchange."""
+class DraftCancelled(Exception):
+    """The draft in progress is not needed any more. Raised on all ranks at the same exchange."""
 
 
-class LinkError(ConnectionError):
+class CommunicationError(ConnectionError):
     """Another rank does not answer."""
 
 
-class Link(Protocol):
-    """One rank's end of the exchange among `size` ranks.
+class Communicator(Protocol):
+    """One rank's end of the exchanges among `size` ranks.
 
-    `unwanted` is asked on rank 0 at each exchange, where it is set: True drops what is being computed, on all ranks.
+    A computation is cancellable while `cancellable` is True, which must be set alike on all ranks. Rank 0 then calls
+    `should_cancel` (if it is set) at the exchanges; True raises `DraftCancelled` on all ranks.
     """
 
     rank: int
     size: int
-    fast: bool  # whether an exchange takes a small part of a sublayer's time
-    unwanted: Callable[[], bool] | None
-    dropping: bool  # whether what is computed may be dropped, alike on all ranks
+    fast: bool  # True if an exchange takes a small part of a sublayer's time
+    cancellable: bool
+    should_cancel: Callable[[], bool] | None
 
-    def share(self, mine: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor) -> list[Tensor]:
-        """Every item, where item i of that shape comes from rank owners[i] and `mine` are this rank's, in order.
+    def all_gather(
+        self, items: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor
+    ) -> list[Tensor]:
+        """Return the items of all ranks; item i has the given shape and comes from rank owners[i].
 
-        The items stand where they are until the next exchange: what is to last is copied.
+        The returned tensors alias internal buffers; clone them to keep them past the next call.
 
         Args:
+            items: those that this rank owns, in order.
+            owners: the rank that each item comes from, alike on all ranks.
+            shape: shape of each item.
             like: a tensor of the items' dtype and device.
 
         Raises:
-            Dropped: where rank 0 says so. LinkError: another rank does not answer.
+            DraftCancelled: rank 0 cancels the draft in progress.
+            CommunicationError: another rank does not answer.
         """
         ...
 
-    def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
-        """Whole tensors [T, size] from this rank's columns of each, `ShardSpec.rows(size, block)`, and all others'.
+    def gather_columns(self, parts: Sequence[Tensor], width: int, block: int = 1) -> list[Tensor]:
+        """Return whole tensors [T, width], of which this rank has the columns `ShardSpec.rows(width, block)`.
 
-        Where they stand, and what is raised: as for `share`.
+        Same aliasing and errors as `all_gather`.
         """
         ...
 
 
-class Alone:
-    """No other rank: nothing to exchange. It still says when work is dropped, and that this process is alive."""
+def broadcast(communicator: Communicator, tensor: Tensor) -> Tensor:
+    """Return rank 0's tensor on all ranks, as a copy."""
+    items = [tensor] if communicator.rank == 0 else []
+    return communicator.all_gather(items, [0], tensor.shape, tensor)[0].clone()
+
+
+class SingleProcess:
+    """The `Communicator` of a single rank: sends a heartbeat and checks for cancellation at each "exchange"."""
 
     rank, size, fast = 0, 1, False
 
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self.beat = beat
-        self.unwanted: Callable[[], bool] | None = None
-        self.dropping = False
+    def __init__(self, heartbeat: Callable[[], None]) -> None:
+        self.heartbeat = heartbeat
+        self.should_cancel: Callable[[], bool] | None = None
+        self.cancellable = False
 
-    def share(self, mine: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor) -> list[Tensor]:
-        self.beat()
-        if self.unwanted and self.unwanted():
-            raise Dropped
-        return list(mine)
+    def all_gather(
+        self, items: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor
+    ) -> list[Tensor]:
+        self.heartbeat()
+        if self.should_cancel and self.should_cancel():
+            raise DraftCancelled
+        return list(items)
 
-    def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
-        return self.share(mine, [], mine[0].shape, mine[0])
+    def gather_columns(self, parts: Sequence[Tensor], width: int, block: int = 1) -> list[Tensor]:
+        return self.all_gather(parts, [0] * len(parts), parts[0].shape, parts[0])
 
 
-class ProcessGroup:
-    """A `Link` through torch.distributed: each rank fills in its items, and one all-reduce adds up zeros and items.
+class DistributedCommunicator:
+    """A `Communicator` through torch.distributed: an all-reduce of zeros into which each rank has copied its items.
 
-    Dropping is looked at where rank 0 alone contributes integers (`broadcast_token`): elsewhere it costs an exchange.
+    Cancellation is checked only if rank 0 alone contributes integers (`broadcast`): elsewhere it would need an exchange
+    of its own.
     """
 
     fast = False
 
-    def __init__(self, rank: int, size: int, beat: Callable[[], None]) -> None:
+    def __init__(self, rank: int, size: int, heartbeat: Callable[[], None]) -> None:
         self.rank, self.size = rank, size
-        self.unwanted: Callable[[], bool] | None = None
-        self.dropping = False
-        self.beat = beat
+        self.heartbeat = heartbeat
+        self.should_cancel: Callable[[], bool] | None = None
+        self.cancellable = False
 
-    def share(self, mine: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor) -> list[Tensor]:
-        self.beat()
-        items = torch.zeros(len(owners), *shape, dtype=like.dtype, device=like.device)
-        left = list(mine)
-        for place, owner in enumerate(owners):
+    def all_gather(
+        self, items: Sequence[Tensor], owners: Sequence[int], shape: torch.Size, like: Tensor
+    ) -> list[Tensor]:
+        self.heartbeat()
+        gathered = torch.zeros(len(owners), *shape, dtype=like.dtype, device=like.device)
+        own_items = iter(items)
+        for index, owner in enumerate(owners):
             if owner == self.rank:
-                items[place] = left.pop(0)
-        looks = self.dropping and not like.is_floating_point()
-        if looks and self.rank == 0 and self.unwanted and self.unwanted():
-            items.fill_(-1)
+                gathered[index] = next(own_items)
+        checks_cancel = self.cancellable and not like.is_floating_point()
+        if checks_cancel and self.rank == 0 and self.should_cancel and self.should_cancel():
+            gathered.fill_(-1)
         try:
-            torch.distributed.all_reduce(items)
+            torch.distributed.all_reduce(gathered)
         except RuntimeError as error:
-            raise LinkError(f"another rank of the drafter does not answer ({str(error).splitlines()[0]})") from error
-        if looks and bool((items < 0).any()):
-            raise Dropped
-        return list(items.unbind())
+            reason = str(error).splitlines()[0]
+            raise CommunicationError(f"another rank of the drafter does not answer ({reason})") from error
+        if checks_cancel and bool((gathered < 0).any()):
+            raise DraftCancelled
+        return list(gathered.unbind())
 
-    def join(self, mine: Sequence[Tensor], size: int, block: int = 1) -> list[Tensor]:
-        widths = [len(ShardSpec(rank, self.size).rows(size, block)) for rank in range(self.size)]
-        most, count = max(widths), len(mine)
-        padded = [F.pad(part, (0, most - part.shape[1])) for part in mine]
-        owners = [rank for rank in range(self.size) for _ in mine]
-        parts = self.share(padded, owners, padded[0].shape, padded[0])
-        parts = [part[:, : widths[rank]] for part, rank in zip(parts, owners, strict=True)]
-        return [torch.cat(parts[item::count], dim=1) for item in range(count)]
+    def gather_columns(self, parts: Sequence[Tensor], width: int, block: int = 1) -> list[Tensor]:
+        widths = [len(ShardSpec(rank, self.size).rows(width, block)) for rank in range(self.size)]
+        padded = [F.pad(part, (0, max(widths) - part.shape[1])) for part in parts]
+        owners = [rank for rank in range(self.size) for _ in parts]
+        gathered = self.all_gather(padded, owners, padded[0].shape, padded[0])
+        trimmed = [part[:, : widths[rank]] for part, rank in zip(gathered, owners, strict=True)]
+        return [torch.cat(trimmed[index :: len(parts)], dim=1) for index in range(len(parts))]

@@ -1,4 +1,4 @@
-"""The main process's end of a pipe: neither Ctrl-C nor a process that hangs makes half a message of a whole one."""
+"""Pipes and signals of the main process: pipe I/O that survives Ctrl-C and a hung peer without truncating a message."""
 
 from __future__ import annotations
 
@@ -16,47 +16,49 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 
-def patient_pipe(context: BaseContext, seconds: float) -> tuple[Connection, Connection]:
-    """Two ends of a pipe. At the first, reading and writing raise BlockingIOError where nothing moves for so long."""
-    ours, theirs = context.Pipe()
+def pipe_with_timeout(context: BaseContext, timeout_seconds: float) -> tuple[Connection, Connection]:
+    """Return the two ends of a pipe. Reads and writes at the first end raise BlockingIOError after this many seconds
+    without progress."""
+    local, remote = context.Pipe()
     if os.name == "posix":
-        with socket.socket(fileno=os.dup(ours.fileno())) as end:
+        timeval = struct.pack("ll", int(timeout_seconds), int(timeout_seconds % 1 * 1e6))
+        with socket.socket(fileno=os.dup(local.fileno())) as end:
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
-    return ours, theirs
+                end.setsockopt(socket.SOL_SOCKET, option, timeval)
+    return local, remote
 
 
 @contextmanager
-def interrupts_later() -> Iterator[None]:
-    """What Ctrl-C does, it does behind this block.
+def defer_sigint() -> Iterator[None]:
+    """Defer SIGINT until the block exits.
 
-    Masking the signal would not be enough: one of torch's threads takes it then, and Python runs the handler in the
-    main thread all the same.
+    Blocking the signal in this thread's mask would not be enough: another thread of torch would take it, and Python
+    would still run the handler in the main thread.
     """
-    handler, caught = signal.getsignal(signal.SIGINT), []
+    handler, deferred = signal.getsignal(signal.SIGINT), []
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # other threads are never interrupted, and what is no function is not Python's to put off
+        yield  # other threads are never interrupted; SIG_IGN/SIG_DFL handlers cannot be deferred
         return
 
-    def later(*told: Any) -> None:
-        caught.append(told)
+    def defer(*arguments: Any) -> None:
+        deferred.append(arguments)
 
-    signal.signal(signal.SIGINT, later)
+    signal.signal(signal.SIGINT, defer)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if caught:
-            handler(*caught[0])
+        if deferred:
+            handler(*deferred[0])
 
 
-def start_deaf(process: BaseProcess) -> None:
-    """Start a process that Ctrl-C at the terminal does not reach, not even while it imports: it inherits the mask."""
-    with interrupts_later():
+def start_with_sigint_blocked(process: BaseProcess) -> None:
+    """Start a process that inherits a blocked SIGINT, so that Ctrl-C does not end it even while it imports."""
+    with defer_sigint():
         if not hasattr(signal, "pthread_sigmask"):
             process.start()
             return
-        resource_tracker.ensure_running()  # now, as that lifts the mask
+        resource_tracker.ensure_running()  # now, since it would reset the mask while the process starts
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process.start()

@@ -1,16 +1,16 @@
-"""DeviceLanes: the lanes of a window on several devices at the same time, one process a device.
+"""DeviceLanes: runs the lanes of a window on several devices at the same time, with one process per device.
 
-Every process ("rank") runs the same control flow on the same tokens. Layer ℓ lives on rank ℓ mod N, so that N
-consecutive layers always lie on N devices, wherever a window begins; the output head is cut by vocabulary; embedding
-and norms are everywhere. Each sublayer step ends in one exchange of the updates, after which all ranks know all of them
-and go on alike. A layer that runs alone keeps one device busy and lets the others wait.
+Every process ("rank") runs the same control flow on the same tokens. Layer ℓ is on rank ℓ mod N, so that N consecutive
+layers are always on N devices, at whichever layer a window begins; the output head is sharded by vocabulary; embedding
+and norms are replicated. Each sublayer step ends in one all-gather of the updates, after which all ranks hold the same
+state. A layer that runs alone keeps one device busy while the others wait.
 
-Where an exchange takes a small part of a sublayer's time (`Link.fast`), the MLPs, which hold most of a layer's weights,
-do not live on one rank: each has a part of the rows of every one, for two exchanges more. All ranks then
-work on each MLP, also on that of a layer that runs alone. A row's product is the same wherever it is computed. A rank
-that has no attention to compute reads its part of the next matrix meanwhile: the cores' common cache keeps it.
+If an exchange takes a small part of a sublayer's time (`Communicator.fast`), the MLPs, which hold most of a layer's
+weights, are not on one rank each: every rank has some rows of every MLP, for two more exchanges per MLP. All ranks then
+work on each MLP, including that of a layer that runs alone. Each row's product is the same on any rank. A rank without
+an attention to compute reads its part of the next MLP matrix meanwhile, to have it in the cores' shared cache.
 
-Shapes: T = tokens of this forward, H = hidden size, V = vocabulary.
+Shapes: T = tokens of this forward, H = hidden size, V = vocabulary, N = ranks.
 """
 
 from __future__ import annotations
@@ -25,48 +25,50 @@ from pdevis.drafting.engine import argmax_logprob
 from pdevis.models.causal_lm import CHUNK
 from pdevis.models.layers import ShardSpec
 from pdevis.models.stack import DecoderStack, Step
-from pdevis.parallel.collectives import Link
+from pdevis.parallel.collectives import Communicator, broadcast
 
-CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+L3_SIZE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
 class DeviceLanes:
     """One rank's part of a `LaneExecutor`.
 
     Args:
-        stack: a drafter that holds this rank's shard of the weights (`ShardSpec`), with split MLPs if the link is fast.
-        link: to the other ranks.
-        vocab: ids that the whole output head covers.
+        stack: a drafter that holds this rank's shard of the weights (`ShardSpec`), with its MLPs split by rows if the
+            communicator is fast.
+        communicator: connects the ranks.
+        vocab: number of ids that the whole output head covers.
     """
 
-    def __init__(self, stack: DecoderStack, link: Link, vocab: int) -> None:
+    def __init__(self, stack: DecoderStack, communicator: Communicator, vocab: int) -> None:
         self.stack = stack
-        self.link = link
+        self.communicator = communicator
         self.vocab = vocab
-        self.holds = ShardSpec(link.rank, link.size).holds
-        self.cut = link.fast
-        self.warms = self.cut and _part_bytes(stack, link.size) * link.size <= _cache_bytes() // 2
+        self.holds = ShardSpec(communicator.rank, communicator.size).holds
+        self.splits_mlps = communicator.fast
+        mlp_bytes = _mlp_shard_bytes(stack, communicator.size) * communicator.size
+        self.prefetches_mlps = self.splits_mlps and mlp_bytes <= _l3_bytes() // 2
         self.layers = len(stack.layers)
-        self.everybody = range(link.size)
+        self.all_ranks = range(communicator.size)
 
     def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
-        if self.stack.compiled_forward and self.link.size == 1 and trace is None:  # compiled
-            self.link.share([], [], ids.shape, ids)
+        if self.stack.compiled_forward and self.communicator.size == 1 and trace is None:
+            self.communicator.all_gather([], [], ids.shape, ids)
             return self.stack.run_layers(ids)
         step = self.stack.begin(len(ids))
         h = self.stack.embed(ids)
         if trace is not None:
             trace.append(h)
         for layer in range(self.layers):
-            if self.cut:
+            if self.splits_mlps:
                 h = h + self.attention([layer], [h], step)[0]
                 h = h + self.mlp([layer], [h])[0]
             else:
-                after: list[Tensor] = []
+                outputs: list[Tensor] = []
                 if self.holds(layer):
                     h = h + self.stack.attention(layer, h, step)
-                    after = [h + self.stack.mlp(layer, h)]
-                h = self._share(after, [layer], h)[0]
+                    outputs = [h + self.stack.mlp(layer, h)]
+                h = self._gather_from_layers(outputs, [layer], h)[0]
             if trace is not None:
                 trace.append(h)
         self.stack.commit(step)
@@ -77,57 +79,65 @@ class DeviceLanes:
             self.run_layers(chunk)
 
     def attention(self, layers: Sequence[int], inputs: Sequence[Tensor], step: Step) -> list[Tensor]:
-        mine = [self.stack.attention(i, h, step) for i, h in zip(layers, inputs, strict=True) if self.holds(i)]
-        if self.warms and not mine:
+        updates = [self.stack.attention(i, h, step) for i, h in zip(layers, inputs, strict=True) if self.holds(i)]
+        if self.prefetches_mlps and not updates:
             self.stack.mlp_inner(layers[0], inputs[0][:1])
-        return self._share(mine, layers, inputs[0])
+        return self._gather_from_layers(updates, layers, inputs[0])
 
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
-        if self.cut:
+        if self.splits_mlps:
+            weights = self.stack.weights
             inner = [self.stack.mlp_inner(i, h) for i, h in zip(layers, inputs, strict=True)]
-            inner = self.link.join(inner, self.stack.weights.mlp_size, self.stack.weights.mlp_block)
+            inner = self.communicator.gather_columns(inner, weights.mlp_size, weights.mlp_block)
             outer = [self.stack.mlp_outer(i, x) for i, x in zip(layers, inner, strict=True)]
-            return self.link.join(outer, inputs[0].shape[1])
-        mine = [self.stack.mlp(i, h) for i, h in zip(layers, inputs, strict=True) if self.holds(i)]
-        return self._share(mine, layers, inputs[0])
+            return self.communicator.gather_columns(outer, inputs[0].shape[1])
+        updates = [self.stack.mlp(i, h) for i, h in zip(layers, inputs, strict=True) if self.holds(i)]
+        return self._gather_from_layers(updates, layers, inputs[0])
 
     def logits(self, h: Tensor) -> Tensor:
-        part = self.stack.logits(h)
-        return part if self.link.size == 1 else self.link.join([part], self.vocab)[0].clone()
+        shard = self.stack.logits(h)
+        if self.communicator.size == 1:
+            return shard
+        return self.communicator.gather_columns([shard], self.vocab)[0].clone()
 
     def argmax(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-        """Each rank looks through its own part of the vocabulary; three numbers a rank are exchanged."""
+        """Combine the argmax of each rank's shard of the vocabulary, for which each rank sends three numbers."""
         start = self.stack.weights.head_start
-        part = self.stack.logits(h)[0, : max(vocab - start, 0)]
-        if self.link.size == 1:
-            return argmax_logprob(part)
-        if len(part):
-            place, certain = argmax_logprob(part)
-            value = part[place].double()
-            found = torch.cat([value, place + float(start), value - certain])  # float64 counts ids exactly
+        logits = self.stack.logits(h)[0, : max(vocab - start, 0)]
+        if self.communicator.size == 1:
+            return argmax_logprob(logits)
+        if len(logits):
+            index, logprob = argmax_logprob(logits)
+            largest = logits[index].double()
+            # the logit, its id (float64 represents all ids exactly), and the shard's logsumexp
+            summary = torch.cat([largest, index + float(start), largest - logprob])
         else:
-            found = part.new_full((3,), -torch.inf, dtype=torch.float64)
-        parts = torch.stack(self.link.share([found], self.everybody, found.shape, found))  # [N, 3]
-        first = parts[:, 0].argmax()  # the lower ids on a tie, as on one device
-        certain = parts[first, :1] - parts[:, 2].logsumexp(0)
-        return parts[first, 1:2].long(), certain.float()
+            summary = logits.new_full((3,), -torch.inf, dtype=torch.float64)
+        gathered = self.communicator.all_gather([summary], self.all_ranks, summary.shape, summary)
+        summaries = torch.stack(gathered)  # [N, 3]
+        winner = summaries[:, 0].argmax()  # the lowest id on ties, as on one device
+        logprob = summaries[winner, :1] - summaries[:, 2].logsumexp(0)
+        return summaries[winner, 1:2].long(), logprob.float()
 
     def broadcast_token(self, ids: Tensor) -> Tensor:
-        return self.link.share([ids] if self.link.rank == 0 else [], [0], ids.shape, ids)[0].clone()
+        return broadcast(self.communicator, ids)
 
-    def _share(self, mine: list[Tensor], layers: Sequence[int], like: Tensor) -> list[Tensor]:
-        return self.link.share(mine, [layer % self.link.size for layer in layers], like.shape, like)
-
-
-def _part_bytes(stack: DecoderStack, ranks: int) -> int:
-    """Of a rank's part of an MLP's first matrix."""
-    w = stack.weights
-    return 2 * w.mlp_size // ranks * w.embedding.shape[1] * (1 if w.precision == "int8" else w.dtype.itemsize)
+    def _gather_from_layers(self, items: list[Tensor], layers: Sequence[int], like: Tensor) -> list[Tensor]:
+        """Gather one item per layer from the ranks that hold the layers; `items` are this rank's."""
+        owners = [layer % self.communicator.size for layer in layers]
+        return self.communicator.all_gather(items, owners, like.shape, like)
 
 
-def _cache_bytes() -> int:
-    """Of the cache that the cores share, as Linux tells; 0 where nobody does."""
+def _mlp_shard_bytes(stack: DecoderStack, ranks: int) -> int:
+    """Bytes of one rank's slice of gate_up."""
+    weights = stack.weights
+    item_bytes = 1 if weights.precision == "int8" else weights.dtype.itemsize
+    return 2 * weights.mlp_size // ranks * weights.embedding.shape[1] * item_bytes
+
+
+def _l3_bytes() -> int:
+    """L3 size in bytes from sysfs; 0 if unknown."""
     try:
-        return int(CACHE.read_text().strip().removesuffix("K")) << 10
+        return int(L3_SIZE_FILE.read_text().strip().removesuffix("K")) << 10
     except (OSError, ValueError):
         return 0

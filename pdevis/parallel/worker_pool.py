@@ -1,6 +1,7 @@
-"""The processes of a drafter that runs beside the main one: started, spoken to, watched and stopped from here.
+"""WorkerPool: starts, watches and stops the worker processes of one drafter, and sends requests to them.
 
-One process a device; rank 0 answers. Death, an error or no sign of life of one ends all and is one `WorkerError`.
+There is one process per device; rank 0 replies. If one of them dies, fails or stops sending heartbeats, all are ended,
+and the caller gets one `WorkerError`.
 """
 
 from __future__ import annotations
@@ -25,212 +26,256 @@ from pdevis.loading.model_builder import LoadSpec, check_lanes
 from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.causal_lm import CHUNK
 from pdevis.models.linear import storage_dtype
-from pdevis.parallel.draft_service import AHEAD_LEAST
-from pdevis.parallel.ipc import interrupts_later, patient_pipe, start_deaf
-from pdevis.parallel.shared_memory import Board
-from pdevis.parallel.worker_process import SHARED, Ready, Seat, Told, run_rank
+from pdevis.parallel.collectives import CommunicationError
+from pdevis.parallel.draft_service import MIN_AHEAD_PROBABILITY
+from pdevis.parallel.ipc import defer_sigint, pipe_with_timeout, start_with_sigint_blocked
+from pdevis.parallel.shared_memory import Heartbeat, MessageCounter, SharedBuffer
+from pdevis.parallel.worker_process import (
+    SHARED_MEMORY,
+    Reply,
+    Request,
+    WorkerFailure,
+    WorkerInfo,
+    WorkerSpec,
+    run_worker,
+)
 from pdevis.util.errors import ModelLoadError
 
-LOAD_SECONDS = 1800.0  # for a drafter's weights to be there
-TIMEOUT = 30.0  # seconds without a sign of life; one is given at every sublayer
-WHOLE_TIMEOUT = 300.0  # the same, where one is given at every forward, or forwards are compiled
-LOOK = 0.5  # seconds between two looks at the signs of life
-STOP_SECONDS = 1.0  # for a process to end by itself
-CLOSING = 2**62  # "letters sent", when no more will come
+LOAD_TIMEOUT_SECONDS = 1800.0  # without a heartbeat while the weights load
+HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat if one is sent at every sublayer
+FORWARD_TIMEOUT_SECONDS = 300.0  # without a heartbeat if one is sent at every forward, or forwards are compiled
+POLL_SECONDS = 0.5  # heartbeat poll interval
+STOP_SECONDS = 1.0  # for a process to exit before a stronger signal is sent
 
 
 class WorkerError(ConnectionError):
-    """The drafter's processes are gone; the message says why."""
+    """The drafter's worker processes have ended; the message says why."""
 
 
 class WorkerPool:
-    """The running processes of one drafter.
+    """The worker processes of one drafter; a `DrafterBackend` (remote.py).
 
     Args:
-        plan: the drafter.
-        places: a device for each process, the first of which answers.
+        load_spec: the drafter to load.
+        device_slots: one per process; the first one is rank 0's.
         target_vocab: ids from here on are never proposed.
         transport: "shared", "gloo" or "nccl"; None: shared memory between CPU cores, nccl between GPUs.
         compile: as for `load_pair`.
-        ahead_least: as for `DraftService`.
-        timeout: seconds without a sign of life after which a process counts as hung; None: as its forwards allow.
+        timeout_seconds: time without a heartbeat after which a process counts as hung; None: depends on the drafter.
+        min_ahead_probability: as for `DraftService`.
 
     Raises:
-        ModelLoadError: where the drafter cannot be loaded there. WorkerError: a process dies on the way.
+        ModelLoadError: the drafter cannot be loaded on these devices. WorkerError: a process fails while it starts.
     """
 
-    concurrent = True  # works while the main process does
+    concurrent = True
 
     def __init__(
         self,
-        plan: LoadSpec,
-        places: Sequence[DeviceSlot],
+        load_spec: LoadSpec,
+        device_slots: Sequence[DeviceSlot],
+        *,
         target_vocab: int,
         transport: str | None = None,
         compile: bool = False,
-        timeout: float | None = None,
-        ahead_least: float = AHEAD_LEAST,
+        timeout_seconds: float | None = None,
+        min_ahead_probability: float = MIN_AHEAD_PROBABILITY,
     ) -> None:
-        self.plan, self.target_vocab, self.compile = plan, target_vocab, compile
-        self.places = list(places)
-        self.devices = len(places)
-        self.has_sublayer_access = not unsupported_reason(plan.config)  # whether its sublayers are
-        self.timeout = timeout or (TIMEOUT if self.has_sublayer_access and not compile else WHOLE_TIMEOUT)
-        self.number = self.answered = 0  # the last message, and the last one known to be answered
-        transport = transport or ("nccl" if places[0].device.type == "cuda" else SHARED)
-        self.cut = transport == SHARED and len(places) > 1  # the MLPs, by rows
-        self.board = Board(len(places), room_of(plan, len(places)) if self.cut else 0)
-        self._numbers = self.board.numbers()
+        self.load_spec, self.target_vocab, self.compile = load_spec, target_vocab, compile
+        self.device_slots = list(device_slots)
+        self.devices = len(device_slots)
+        self.has_sublayer_access = not unsupported_reason(load_spec.config)
+        frequent_heartbeats = self.has_sublayer_access and not compile
+        default_seconds = HEARTBEAT_TIMEOUT_SECONDS if frequent_heartbeats else FORWARD_TIMEOUT_SECONDS
+        self.timeout_seconds = timeout_seconds or default_seconds
+        transport = transport or ("nccl" if device_slots[0].device.type == "cuda" else SHARED_MEMORY)
+        self.splits_mlps = transport == SHARED_MEMORY and self.devices > 1
+        buffer = SharedBuffer(self.devices, max_exchange_bytes(load_spec, self.devices) if self.splits_mlps else 0)
+        self._heartbeats = [Heartbeat(buffer, rank) for rank in range(self.devices)]
+        self._messages = MessageCounter(buffer)
+        self._sent = self._answered = 0  # numbers of the last request and of the last reply
         folder = tempfile.mkdtemp(prefix="pdevis-")
-        context = multiprocessing.get_context("spawn")
-        self.mail: list[Connection] = []
+        self.connections: list[Connection] = []
         self.processes: list[BaseProcess] = []
-        self._end = weakref.finalize(self, _stop, self.processes, self.mail, self._numbers, self.board.sent, folder)
-        meeting = str(Path(folder) / "ranks")
-        common = plan, target_vocab, self.board, transport, meeting, self.timeout, compile, ahead_least
+        self._finalizer = weakref.finalize(self, _stop, self.processes, self.connections, self._messages, folder)
         try:
-            for rank, place in enumerate(places):
-                ours, theirs = patient_pipe(context, self.timeout)
-                self.mail.append(ours)
-                seat = Seat(rank, place, *common)
-                process = context.Process(target=run_rank, args=(seat, theirs), daemon=True, name=f"pdevis-{place}")
-                self.processes.append(process)
-                start_deaf(process)
-                theirs.close()
-            self.ready: Ready = self._receive(range(len(places)), 0, LOAD_SECONDS)
+            for rank, device_slot in enumerate(device_slots):
+                self._start_worker(
+                    WorkerSpec(
+                        rank=rank,
+                        device_slot=device_slot,
+                        load_spec=load_spec,
+                        target_vocab=target_vocab,
+                        buffer=buffer,
+                        transport=transport,
+                        rendezvous_file=str(Path(folder) / "ranks"),
+                        timeout_seconds=self.timeout_seconds,
+                        compile=compile,
+                        min_ahead_probability=min_ahead_probability,
+                    )
+                )
+            self.info: WorkerInfo = self._collect_replies(
+                range(self.devices), number=0, timeout_seconds=LOAD_TIMEOUT_SECONDS
+            )
         except BaseException:
             self.close()
             raise
 
-    def again_on(self, places: Sequence[DeviceSlot]) -> WorkerPool:
-        """The same drafter once more, elsewhere."""
-        check_lanes(",".join(map(str, places)), places, self.plan.config)
-        return WorkerPool(replace(self.plan, device=places[0].device), places, self.target_vocab, compile=self.compile)
+    def respawn_on(self, device_slots: Sequence[DeviceSlot]) -> WorkerPool:
+        """Start a copy of this drafter on other devices."""
+        check_lanes(",".join(map(str, device_slots)), device_slots, self.load_spec.config)
+        load_spec = replace(self.load_spec, device=device_slots[0].device)
+        return WorkerPool(load_spec, device_slots, target_vocab=self.target_vocab, compile=self.compile)
 
     @property
     def alive(self) -> bool:
-        return self._end.alive
+        return self._finalizer.alive
 
-    def send(self, operation: str, *arguments: Any) -> int:
-        """Tell all ranks to do something; returns the message's number."""
+    def send(self, operation: str, *arguments: Any) -> None:
+        """Request an operation of all ranks without waiting for it."""
         if not self.alive:
-            raise WorkerError(f"the drafter on {self._names()} has been stopped")
-        while self.answered < self.number:  # so that nobody waits for room in a pipe that nobody reads
-            self.receive(self.answered + 1)
+            raise WorkerError(f"the drafter on {self._device_names()} has been stopped")
+        self.receive()  # drain pending replies; otherwise both ends can block on a full pipe
         try:
-            with interrupts_later():
-                self.number += 1
-                self._numbers[self.board.sent] += 1
-                for mail in self.mail:
-                    mail.send((operation, self.number, arguments))
+            with defer_sigint():
+                self._sent += 1
+                self._messages.count_sent()
+                for connection in self.connections:
+                    connection.send(Request(self._sent, operation, arguments))
         except OSError as error:
-            self._fail(self._broken(error))
-        return self.number
+            self._fail(self._connection_failure(error))
 
-    def receive(self, number: int) -> Any:
-        """Rank 0's answer to a message; earlier answers that nobody has asked for are thrown away."""
-        while self.answered < number:
-            value = self._receive([0], self.answered + 1, self.timeout)
+    def receive(self) -> Any:
+        """Wait for all requests sent, and return the result of the last one."""
+        value = None
+        while self._answered < self._sent:
+            value = self._collect_replies([0], number=self._answered + 1, timeout_seconds=self.timeout_seconds)
         return value
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        return self.receive(self.send(operation, *arguments))
+        self.send(operation, *arguments)
+        return self.receive()
 
     def close(self) -> None:
-        """End all processes; does nothing where they are ended."""
-        self._end()
+        """End all processes; does nothing if they have ended."""
+        self._finalizer()
 
-    def _receive(self, ranks: Sequence[int], number: int, patience: float) -> Any:
-        """The message of that number from each of some ranks, while all processes are watched; returns the first's."""
+    def _start_worker(self, spec: WorkerSpec) -> None:
+        context = multiprocessing.get_context("spawn")
+        local, remote = pipe_with_timeout(context, self.timeout_seconds)
+        self.connections.append(local)
+        name = f"pdevis-{spec.device_slot}"
+        process = context.Process(target=run_worker, args=(spec, remote), daemon=True, name=name)
+        self.processes.append(process)
+        start_with_sigint_blocked(process)
+        remote.close()
+
+    def _collect_replies(self, ranks: Sequence[int], *, number: int, timeout_seconds: float) -> Any:
+        """Wait for the reply of that number from each of `ranks` while watching all processes; return the first
+        rank's value."""
         values: dict[int, Any] = {}
-        beats, moved = self._beats(), time.monotonic()
+        counts, last_change = self._heartbeat_counts(), time.monotonic()
         while len(values) < len(ranks):
-            ready = wait([*self.mail, *(process.sentinel for process in self.processes)], LOOK)
-            heard = [rank for rank, mail in enumerate(self.mail) if mail in ready]
-            errors: list[Told | None] = []
-            for rank in heard:
+            ready = wait([*self.connections, *(process.sentinel for process in self.processes)], POLL_SECONDS)
+            readable = [rank for rank, connection in enumerate(self.connections) if connection in ready]
+            failures: list[WorkerFailure | None] = []
+            for rank in readable:
                 try:
-                    with interrupts_later():
-                        kind, found, value = self.mail[rank].recv()
-                        self.answered = max(self.answered, found)
+                    with defer_sigint():
+                        reply: Reply = self.connections[rank].recv()
+                        self._answered = max(self._answered, reply.number)
                 except (EOFError, OSError) as error:
-                    kind, found, value = "error", 0, self._broken(error)
-                if kind == "error":
-                    errors.append(value)
+                    failures.append(self._connection_failure(error))
+                    continue
+                if isinstance(reply.value, WorkerFailure):
+                    failures.append(reply.value)
                 else:
-                    assert found == number, f"answer {found} of rank {rank}, waiting for {number}"
-                    values[rank] = value
-            if errors:  # rather that of the rank that failed than those of the ranks that waited for it
-                self._fail(min(errors, key=lambda told: told is None or told[0] == "LinkError"))
-            if not heard and any(process.sentinel in ready for process in self.processes):
+                    assert reply.number == number, f"reply {reply.number} of rank {rank}, expected {number}"
+                    values[rank] = reply.value
+            if failures:  # report the failing rank's error, not its peers' timeouts
+                self._fail(min(failures, key=_is_communication_failure))
+            if not readable and any(process.sentinel in ready for process in self.processes):
                 self._fail(None)
-            if beats != (beats := self._beats()):
-                moved = time.monotonic()
-            elif time.monotonic() - moved > patience:
-                self._fail(self._hung(patience))
+            if counts != (counts := self._heartbeat_counts()):
+                last_change = time.monotonic()
+            elif time.monotonic() - last_change > timeout_seconds:
+                self._fail(self._timeout_failure(timeout_seconds))
         return values[ranks[0]]
 
-    def _beats(self) -> list[int]:
-        return [self._numbers[self.board.beat_of(rank)] for rank in range(self.board.size)]
+    def _heartbeat_counts(self) -> list[int]:
+        return [heartbeat.count for heartbeat in self._heartbeats]
 
-    def _hung(self, seconds: float) -> Told:
-        return "TimeoutError", f"no sign of life for {seconds:g} s", self._last()
+    def _slowest_rank(self) -> int | None:
+        """The rank that the others wait for, which has sent the fewest heartbeats; None if all have sent as many."""
+        counts = self._heartbeat_counts()
+        return None if min(counts) == max(counts) else counts.index(min(counts))
 
-    def _broken(self, error: Exception) -> Told | None:
-        return self._hung(self.timeout) if isinstance(error, BlockingIOError) else None
+    def _timeout_failure(self, seconds: float) -> WorkerFailure:
+        return WorkerFailure("TimeoutError", f"no heartbeat for {seconds:g} s", self._slowest_rank())
 
-    def _last(self) -> int | None:
-        """The rank that the others wait for, as it has given the fewest signs of life; None: all have given as many."""
-        beats = self._beats()
-        return None if min(beats) == max(beats) else beats.index(min(beats))
+    def _connection_failure(self, error: Exception) -> WorkerFailure | None:
+        """What an error of a pipe says about its worker; None if it says nothing but that the pipe is broken."""
+        return self._timeout_failure(self.timeout_seconds) if isinstance(error, BlockingIOError) else None
 
-    def _fail(self, told: Told | None) -> None:
-        """End everything and raise what has happened. A rank that died says nothing; those waiting for it complain."""
-        dead = self._dead() if told is None or told[0] == "LinkError" else None
+    def _fail(self, failure: WorkerFailure | None) -> None:
+        """End all processes and raise what has happened. A rank that died reports nothing; its peers may report that
+        it does not answer."""
+        no_answer = _is_communication_failure(failure)
+        dead = self._find_dead() if no_answer else None
         self.close()
         if dead:
             raise WorkerError(f"the drafter's process on {dead[0]} died ({dead[1]})") from None
-        kind, text, rank = told or ("ConnectionError", "its connection broke", None)
-        rank = self._last() if kind == "LinkError" else rank  # it is another one that does not answer
-        where = self._names() if rank is None else str(self.places[rank])
-        if kind == ModelLoadError.__name__:
-            raise ModelLoadError(text) from None
-        if kind.endswith("MemoryError") or "allocate memory" in text:
-            text = f"out of memory: {text}" if text else "out of memory"
-        elif kind not in ("TimeoutError", "LinkError", "ConnectionError"):
-            text = f"{kind}: {text}"
-        raise WorkerError(f"the drafter's process on {where} failed ({text})") from None
+        failure = failure or WorkerFailure("ConnectionError", "its connection broke")
+        if failure.error == ModelLoadError.__name__:
+            raise ModelLoadError(failure.message) from None
+        rank = self._slowest_rank() if failure.error == CommunicationError.__name__ else failure.rank
+        devices = self._device_names() if rank is None else str(self.device_slots[rank])
+        raise WorkerError(f"the drafter's process on {devices} failed ({_describe(failure)})") from None
 
-    def _dead(self) -> tuple[DeviceSlot, str] | None:
-        """The place of a process that ended, and how."""
-        ready = wait([process.sentinel for process in self.processes], LOOK)
-        for process in [each for each in self.processes if each.sentinel in ready]:
-            process.join(LOOK)  # its exit code comes a moment later
-        for place, process in zip(self.places, self.processes, strict=False):
+    def _find_dead(self) -> tuple[DeviceSlot, str] | None:
+        """The device of a process that has died, and its signal or exit code."""
+        ready = wait([process.sentinel for process in self.processes], POLL_SECONDS)
+        for process in [process for process in self.processes if process.sentinel in ready]:
+            process.join(POLL_SECONDS)  # the exit code is available a moment later
+        for device_slot, process in zip(self.device_slots, self.processes):
             code = process.exitcode
-            if code in {-each for each in signal.Signals}:
-                return place, signal.Signals(-code).name
+            if code in {-number for number in signal.Signals}:
+                return device_slot, signal.Signals(-code).name
             if code:
-                return place, f"exit code {code}"
+                return device_slot, f"exit code {code}"
         return None
 
-    def _names(self) -> str:
-        return ",".join(map(str, self.places))
+    def _device_names(self) -> str:
+        return ",".join(map(str, self.device_slots))
 
 
-def room_of(plan: LoadSpec, size: int) -> int:
-    """Bytes of one rank's part of an exchange at most: of a chunk's hidden or inner states, or of the logits."""
-    config = plan.config
-    inner = -(-config.intermediate_size // size)
-    numbers = max(CHUNK * max(config.hidden_size, inner), -(-config.vocab_size // size))
-    return numbers * storage_dtype(plan.precision).itemsize
+def max_exchange_bytes(load_spec: LoadSpec, size: int) -> int:
+    """Bytes that one of `size` ranks contributes to an exchange at most: its part of a chunk's hidden states or inner
+    MLP states, or of the logits."""
+    config = load_spec.config
+    inner_size = -(-config.intermediate_size // size)
+    numbers = max(CHUNK * max(config.hidden_size, inner_size), -(-config.vocab_size // size))
+    return numbers * storage_dtype(load_spec.precision).itemsize
 
 
-def _stop(processes: list[BaseProcess], mail: list[Connection], numbers: memoryview, sent: int, folder: str) -> None:
-    """End the processes: kindly, by closing their mail, then by SIGTERM, then by SIGKILL."""
-    with interrupts_later():
-        numbers[sent] = CLOSING
-        for connection in mail:
+def _is_communication_failure(failure: WorkerFailure | None) -> bool:
+    """True if a failure was reported because another rank failed: a broken pipe, or a rank that does not answer."""
+    return failure is None or failure.error == CommunicationError.__name__
+
+
+def _describe(failure: WorkerFailure) -> str:
+    if failure.error.endswith("MemoryError") or "allocate memory" in failure.message:
+        return f"out of memory: {failure.message}" if failure.message else "out of memory"
+    if failure.error in ("TimeoutError", CommunicationError.__name__, "ConnectionError"):
+        return failure.message
+    return f"{failure.error}: {failure.message}"
+
+
+def _stop(processes: list[BaseProcess], connections: list[Connection], messages: MessageCounter, folder: str) -> None:
+    """End the processes: by closing their connections, then by SIGTERM, then by SIGKILL."""
+    with defer_sigint():
+        messages.close()
+        for connection in connections:
             connection.close()
         started = [process for process in processes if process.pid is not None]
         for end in (lambda process: None, BaseProcess.terminate, BaseProcess.kill):
@@ -241,8 +286,8 @@ def _stop(processes: list[BaseProcess], mail: list[Connection], numbers: memoryv
             for process in started:
                 process.join(max(0.0, deadline - time.monotonic()))
         for process in started:
-            with suppress(ValueError):  # not even SIGKILL ends one that the kernel holds
+            with suppress(ValueError):  # even SIGKILL cannot end a process in an uninterruptible system call
                 process.close()
         processes.clear()
-        mail.clear()
+        connections.clear()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""A drafter in a process of its own: what such a process does, from loading its share of the weights to its end.
+"""The life of one worker process of a drafter, from loading its shard of the weights to its exit.
 
-The main process sends one small message a round. All ranks get it and do the same; rank 0 answers, and looks for the
-next message while drafting ahead.
+The main process sends one small request per round to every rank. All ranks run the same operation; rank 0 replies, and
+looks for the next request while it drafts ahead.
 """
 
 from __future__ import annotations
@@ -17,140 +17,174 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from pdevis.devices import DeviceSlot
 from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.models.layers import ShardSpec
-from pdevis.parallel.collectives import Alone, Link, ProcessGroup
+from pdevis.parallel.collectives import Communicator, DistributedCommunicator, SingleProcess
 from pdevis.parallel.draft_service import DraftService
-from pdevis.parallel.shared_memory import Board, SharedMemory, Signs
+from pdevis.parallel.shared_memory import Heartbeat, MessageCounter, SharedBuffer, SharedMemoryCommunicator
 
-SHARED = "shared"  # the transport between CPU cores; otherwise a backend of torch.distributed
-WATCH_SECONDS = 1.0  # between two looks whether the main process is there
+SHARED_MEMORY = "shared"  # the transport between CPU cores; others are backends of torch.distributed
+PARENT_POLL_SECONDS = 1.0  # interval between checks that the main process is alive
 
-Message = tuple[str, int, tuple[Any, ...]]  # operation, number, arguments
-Told = tuple[str, str, int | None]  # what went wrong: the kind of error, its text, the rank
+
+class Request(NamedTuple):
+    """A message from the main process to every rank: an operation of `DraftService`."""
+
+    number: int  # 1, 2, ...
+    operation: str
+    arguments: tuple[Any, ...]
+
+
+class Reply(NamedTuple):
+    """A message to the main process: an operation's result, or number 0 with a `WorkerInfo` or a `WorkerFailure`."""
+
+    number: int
+    value: Any
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Everything that one rank is told when it starts."""
+class WorkerSpec:
+    """Start-up arguments of a worker process."""
 
     rank: int
-    place: DeviceSlot
-    plan: LoadSpec
+    device_slot: DeviceSlot
+    load_spec: LoadSpec
     target_vocab: int
-    board: Board
+    buffer: SharedBuffer
     transport: str
-    rendezvous: str  # file through which the ranks of torch.distributed find each other
-    timeout: float
+    rendezvous_file: str  # through which the ranks of torch.distributed find each other
+    timeout_seconds: float
     compile: bool
-    ahead_least: float
+    min_ahead_probability: float
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What a rank says of its drafter when it is loaded."""
+class WorkerInfo:
+    """What the main process needs to know about a loaded drafter."""
 
     vocab_size: int
     context_length: int
 
 
-def run_rank(seat: Seat, mail: Connection) -> None:
-    """The whole life of one rank. Ends when the main process closes its end of `mail`, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    _watch(seat.rendezvous)
+@dataclass(frozen=True)
+class WorkerFailure:
+    """An error that ended a worker."""
+
+    error: str  # name of the exception's class
+    message: str = ""  # its first line
+    rank: int | None = None  # None: unknown
+
+
+def run_worker(spec: WorkerSpec, connection: Connection) -> None:
+    """Run one rank until the main process closes its end of the connection, or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    _exit_with_main_process(spec.rendezvous_file)
     try:
-        seat.place.activate()
-        server = Server(seat, mail)
-        model = server.service.model
-        mail.send(("ready", 0, Ready(model.vocab_size, model.context_length)))
-        server.serve()
+        spec.device_slot.activate()
+        worker = Worker(spec, connection)
+        model = worker.service.model
+        connection.send(Reply(0, WorkerInfo(model.vocab_size, model.context_length)))
+        worker.serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the main process has closed its end
         pass
-    except BaseException as error:  # whatever it is, the main process has to hear of it
-        told = str(error).strip().splitlines() or [""]
+    except BaseException as error:  # the main process must learn of any error
+        first_line = (str(error).strip().splitlines() or [""])[0]
         with suppress(OSError):
-            mail.send(("error", 0, (type(error).__name__, told[0], seat.rank)))
-    _leave(seat.rendezvous, 0)
+            connection.send(Reply(0, WorkerFailure(type(error).__name__, first_line, spec.rank)))
+    _exit(spec.rendezvous_file, 0)
 
 
-def _watch(rendezvous: str) -> None:
-    """End this process where the main process is gone. It may be gone already, then another is the parent."""
-    parent = multiprocessing.parent_process().pid
+def _exit_with_main_process(rendezvous_file: str) -> None:
+    """Start a thread that ends this process once the main process is gone, even if it is gone already."""
+    main_pid = multiprocessing.parent_process().pid
 
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        _leave(rendezvous, 1)
+    def poll() -> None:
+        while os.getppid() == main_pid:  # an orphan gets another parent
+            time.sleep(PARENT_POLL_SECONDS)
+        _exit(rendezvous_file, 1)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=poll, daemon=True).start()
 
 
-def _leave(rendezvous: str, code: int) -> NoReturn:
-    """End here and now: NCCL and gloo may wait for their peers at exit. All ranks end with the first one."""
-    shutil.rmtree(Path(rendezvous).parent, ignore_errors=True)
+def _exit(rendezvous_file: str, code: int) -> NoReturn:
+    """Exit immediately (os._exit): at a normal exit NCCL and gloo may wait for their peers."""
+    shutil.rmtree(Path(rendezvous_file).parent, ignore_errors=True)
     os._exit(code)
 
 
-class Server:
-    """One rank's service, and the messages that it obeys."""
+class Worker:
+    """One rank's `DraftService`, and its loop over the requests of the main process."""
 
-    def __init__(self, seat: Seat, mail: Connection) -> None:
-        self.mail = mail
-        self.inbox: list[Message] = []
-        self.signs = Signs(seat.board, seat.rank)
-        link = _connect(seat, self.signs)
-        self.first = link.rank == 0
-        plan = replace(seat.plan, device=seat.place.device)
-        model = build_model(plan, ShardSpec(seat.rank, seat.board.size, split_mlps=link.fast), compile=seat.compile)
-        self.service = DraftService(model, link, seat.target_vocab, seat.plan.head_rows, seat.ahead_least)
+    def __init__(self, spec: WorkerSpec, connection: Connection) -> None:
+        self.connection = connection
+        self.unhandled: list[Request] = []  # at most one, received while drafting ahead
+        self.messages = MessageCounter(spec.buffer)
+        communicator = _connect(spec)
+        self.is_first = communicator.rank == 0
+        shard = ShardSpec(spec.rank, spec.buffer.size, split_mlps=communicator.fast)
+        load_spec = replace(spec.load_spec, device=spec.device_slot.device)
+        self.service = DraftService(
+            build_model(load_spec, shard, compile=spec.compile),
+            communicator,
+            target_vocab=spec.target_vocab,
+            head_rows=load_spec.head_rows,
+            min_ahead_probability=spec.min_ahead_probability,
+        )
 
     def serve(self) -> None:
+        """Handle requests until the connection is closed (EOFError)."""
         while True:
-            operation, number, arguments = self._next()
-            value = self.service.obey(operation, *arguments)
-            if self.first:
-                self.mail.send(("done", number, value))
-            self.service.look_ahead(self._refuted if self.first else None)
+            request = self._next_request()
+            value = self.service.dispatch(request.operation, *request.arguments)
+            if self.is_first:
+                self.connection.send(Reply(request.number, value))
+            self.service.draft_ahead(self._invalidates_ahead if self.is_first else None)
 
-    def _refuted(self) -> bool:
-        """Whether the main process has said something else than what is being drafted for."""
-        if not self.inbox and self.signs.mail_waits():
-            self.inbox.append(self._receive())
-        if not self.inbox or self.service.ahead is None:
+    def _invalidates_ahead(self) -> bool:
+        """True if the pending request invalidates the draft in progress."""
+        if not self.unhandled and self.messages.message_pending():
+            self.unhandled.append(self._receive())
+        if not self.unhandled or self.service.ahead is None:
             return False
-        operation, _, arguments = self.inbox[0]
-        return operation != "draft" or not self.service.ahead.confirmed_by([*self.service.confirmed, *arguments[0]])
+        request = self.unhandled[0]
+        if request.operation != "draft":
+            return True
+        added = request.arguments[0]
+        return self.service.ahead.assumed != [*self.service.confirmed, *added]
 
-    def _next(self) -> Message:
-        if self.inbox:
-            return self.inbox.pop()
+    def _next_request(self) -> Request:
+        if self.unhandled:
+            return self.unhandled.pop()
         begin = time.perf_counter()
-        message = self._receive()
-        self.service.idle += time.perf_counter() - begin
-        return message
+        request = self._receive()
+        self.service.idle_seconds += time.perf_counter() - begin
+        return request
 
-    def _receive(self) -> Message:
-        message = self.mail.recv()
-        self.signs.mail_read()
-        return message
+    def _receive(self) -> Request:
+        request = self.connection.recv()
+        self.messages.count_received()
+        return request
 
 
-def _connect(seat: Seat, signs: Signs) -> Link:
-    size = seat.board.size
+def _connect(spec: WorkerSpec) -> Communicator:
+    """Connect this rank with the others."""
+    size, heartbeat = spec.buffer.size, Heartbeat(spec.buffer, spec.rank).beat
     if size == 1:
-        return Alone(signs.beat)
-    if seat.transport == SHARED:
-        return SharedMemory(seat.board, seat.rank, seat.timeout, signs.beat)
+        return SingleProcess(heartbeat)
+    if spec.transport == SHARED_MEMORY:
+        return SharedMemoryCommunicator(
+            spec.buffer, spec.rank, timeout_seconds=spec.timeout_seconds, heartbeat=heartbeat
+        )
     torch.distributed.init_process_group(
-        seat.transport,
-        init_method=f"file://{seat.rendezvous}",
-        rank=seat.rank,
+        spec.transport,
+        init_method=f"file://{spec.rendezvous_file}",
+        rank=spec.rank,
         world_size=size,
-        timeout=timedelta(seconds=seat.timeout),
+        timeout=timedelta(seconds=spec.timeout_seconds),
     )
-    return ProcessGroup(seat.rank, size, signs.beat)
+    return DistributedCommunicator(spec.rank, size, heartbeat)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pdevis.devices import DeviceSlot
     from pdevis.loading.model_builder import LoadSpec
-    from pdevis.parallel.shared_memory import Board
+    from pdevis.parallel.shared_memory import SharedBuffer
 
 CONTEXT_TOKENS = 120
 VERIFIED_TOKENS = 4  # of a target forward
@@ -81,13 +81,13 @@ class ForwardTimes:
 class CoreTimer:
     """One core's end of all timings: it works in a timing, or waits until the other core is done."""
 
-    def __init__(self, rank: int, board: Board) -> None:
+    def __init__(self, rank: int, buffer: SharedBuffer) -> None:
         import torch
 
-        from pdevis.parallel.shared_memory import SharedMemory
+        from pdevis.parallel.shared_memory import SharedMemoryCommunicator
 
         self.rank = rank
-        self.link = SharedMemory(board, rank, 600.0, lambda: None)
+        self.communicator = SharedMemoryCommunicator(buffer, rank, timeout_seconds=600.0, heartbeat=lambda: None)
         self._empty = torch.zeros(1)
 
     def seconds(self, ranks: Sequence[int], work: Callable[[], Any]) -> float:
@@ -101,7 +101,7 @@ class CoreTimer:
         return seconds
 
     def _barrier(self) -> None:
-        self.link.share([self._empty], [0, 1], self._empty.shape, self._empty)
+        self.communicator.all_gather([self._empty], [0, 1], self._empty.shape, self._empty)
 
 
 class DrafterTimer:
@@ -117,7 +117,7 @@ class DrafterTimer:
         self.core = core
         self.whole = build_model(spec)
         self.part = build_model(spec, ShardSpec(core.rank, 2, split_mlps=True))
-        self.lanes = DeviceLanes(self.part, core.link, spec.head_rows or spec.config.vocab_size)
+        self.lanes = DeviceLanes(self.part, core.communicator, spec.head_rows or spec.config.vocab_size)
         ids = torch.arange(CONTEXT_TOKENS + 1) % self.whole.vocab_size
         self.whole.prefill(ids[:CONTEXT_TOKENS])
         self.ids = ids[CONTEXT_TOKENS:]
@@ -199,13 +199,15 @@ def time_forwards(core: CoreTimer, drafter: LoadSpec, target: LoadSpec, repeats:
     return ForwardTimes(median(alone), median(contended))
 
 
-def run_core(rank: int, slot: DeviceSlot, board: Board, specs: Sequence[LoadSpec], repeats: int, results: Any) -> None:
+def run_core(
+    rank: int, slot: DeviceSlot, buffer: SharedBuffer, specs: Sequence[LoadSpec], repeats: int, results: Any
+) -> None:
     """Measure in the process of one core, and send the times through the pipe `results`."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main process ends the others
     slot.activate()
-    core = CoreTimer(rank, board)
+    core = CoreTimer(rank, buffer)
     with torch.inference_mode():
         if len(specs) > 1:
             results.send(time_forwards(core, *specs, repeats))
@@ -246,15 +248,15 @@ def run_on_two_cores(specs: Sequence[LoadSpec], repeats: int) -> tuple[Any, Any]
     from torch import multiprocessing
 
     from pdevis.devices import find_device_slots
-    from pdevis.parallel.shared_memory import Board
-    from pdevis.parallel.worker_pool import WorkerError, room_of
+    from pdevis.parallel.shared_memory import SharedBuffer
+    from pdevis.parallel.worker_pool import WorkerError, max_exchange_bytes
 
     slots = find_device_slots(CORES, "this measurement")
     context = multiprocessing.get_context("spawn")
-    board = Board(2, room_of(specs[0], 2))
+    buffer = SharedBuffer(2, max_exchange_bytes(specs[0], 2))
     pipes = [context.Pipe(duplex=False) for _ in slots]
     processes = [
-        context.Process(target=run_core, args=(rank, slot, board, specs, repeats, pipes[rank][1]), daemon=True)
+        context.Process(target=run_core, args=(rank, slot, buffer, specs, repeats, pipes[rank][1]), daemon=True)
         for rank, slot in enumerate(slots)
     ]
     for process in processes:

@@ -1,4 +1,4 @@
-"""What the tests of ranks share: starting them with torchrun, and what the first of them prints."""
+"""Helpers of the tests under torchrun: start two ranks, read what rank 0 prints."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from helpers import ROOT
 
 APP = str(ROOT / "appInference.py")
-SECONDS = 120  # a limit; a start takes about 10
+TIMEOUT_SECONDS = 120  # a start takes about 10
 PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 Row = dict[str, Any]
 
 
-def torchrun(*command: str, said: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`said`: what is written to its stdin."""
+def torchrun(*command: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script on two ranks; `stdin` is the text that they read from there."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {
         **os.environ,
@@ -26,12 +26,12 @@ def torchrun(*command: str, said: str | None = None, **environment: str) -> subp
         "CUDA_VISIBLE_DEVICES": "",
         **environment,
     }
-    settings = {"env": environment, "input": said, "capture_output": True, "text": True, "timeout": SECONDS}
+    settings = {"env": environment, "input": stdin, "capture_output": True, "text": True, "timeout": TIMEOUT_SECONDS}
     return subprocess.run([*launch, *command], **settings)
 
 
 def one_object(done: subprocess.CompletedProcess[str]) -> Row:
-    """What rank 0 has printed: nobody has printed anything else."""
+    """The JSON object that rank 0 has printed; the other ranks must not print anything."""
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "rror" in line)
     assert "Traceback" not in done.stderr
     assert done.stdout.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What the tests of drafters in processes of their own share: plans, places, and a pair of a local target with one."""
+"""Helpers of the tests of drafters in worker processes: load specs, device slots, decoding with a remote drafter."""
 
 from __future__ import annotations
 
@@ -26,45 +26,46 @@ PROMPT = [3, 14, 15, 92, 65, 35, 89]
 GREEDY = DecodeConfig(max_new_tokens=20, gamma=4, eos_ids=())
 
 
-def plan_of(folder: Path, precision: str = "float32") -> LoadSpec:
+def spec_of(folder: Path, precision: str = "float32") -> LoadSpec:
+    """The drafter of a model folder, on the CPU."""
     source = find_source(str(folder))
     config, cpu = read_config(source), torch.device("cpu")
     return LoadSpec(str(folder), "drafter", source=source, config=config, device=cpu, precision=precision)
 
 
-def places(count: int) -> list[DeviceSlot]:
-    """Cores for so many ranks; on a machine with fewer, some share one."""
-    there = available_cores()
-    return [DeviceSlot(torch.device("cpu"), there[i % len(there)]) for i in range(count)]
+def device_slots(count: int) -> list[DeviceSlot]:
+    """Cores for `count` ranks; if the machine has fewer, some ranks get the same core."""
+    cores = available_cores()
+    return [DeviceSlot(torch.device("cpu"), cores[i % len(cores)]) for i in range(count)]
 
 
-def local(plan: LoadSpec, rule: DraftConfig) -> Drafter:
-    model = build_model(plan)
+def local_drafter(spec: LoadSpec, rule: DraftConfig) -> Drafter:
+    model = build_model(spec)
     assert isinstance(model, DecoderStack)
     return Drafter(model, rule, VOCAB)
 
 
-def remote(workers: WorkerPool, rule: DraftConfig) -> RemoteDrafter:
-    return RemoteDrafter(workers, rule, RemoteModel(workers))
+def remote_drafter(workers: WorkerPool, rule: DraftConfig) -> RemoteDrafter:
+    return RemoteDrafter(RemoteModel(workers), rule)
 
 
 def decode(
     target: DecoderStack, drafter: Drafter | RemoteDrafter, config: DecodeConfig
 ) -> tuple[list[int], DecodeStats]:
     stats = DecodeStats()
-    return [
-        event.id for event in speculative(Verifier(target), drafter, prompt=PROMPT, config=config, stats=stats)
-    ], stats
+    events = speculative(Verifier(target), drafter, prompt=PROMPT, config=config, stats=stats)
+    return [event.id for event in events], stats
 
 
 def counts(stats: DecodeStats) -> tuple[object, ...]:
-    """What does not depend on time."""
+    """The statistics that do not depend on time."""
     names = ("rounds", "drafted", "draft_steps", "accepted", "accept_lengths", "draft_lengths", "skipped", "depth")
     return tuple(getattr(stats, name) for name in names)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
+def eventually(condition: Callable[[], bool], timeout_seconds: float = 10.0) -> bool:
+    """Wait for a condition; True if it holds in time."""
+    deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         if condition():
             return True
@@ -72,8 +73,8 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return condition()
 
 
-def runs(pid: int) -> bool:
-    """Whether a process is there and not a zombie."""
+def is_running(pid: int) -> bool:
+    """True if a process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -81,5 +82,5 @@ def runs(pid: int) -> bool:
     return state != "Z"
 
 
-def open_files() -> int:
+def open_file_count() -> int:
     return len(os.listdir("/proc/self/fd"))

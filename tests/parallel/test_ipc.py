@@ -1,4 +1,4 @@
-"""The main process's end of a pipe: Ctrl-C waits for the end of a message, and half a message is an error."""
+"""Pipes and signals of the main process: SIGINT is deferred, and a pipe without progress raises an error."""
 
 from __future__ import annotations
 
@@ -10,73 +10,73 @@ import time
 import pytest
 from torch import multiprocessing
 
-from pdevis.parallel.ipc import interrupts_later, patient_pipe
+from pdevis.parallel.ipc import defer_sigint, pipe_with_timeout
 
 
-def interrupted_inside(done):
-    with interrupts_later():
+def interrupt_in_block(done):
+    with defer_sigint():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         done.append(True)
 
 
 @pytest.mark.parametrize("threads", [0, 1])
-def test_ctrl_c_waits_also_where_another_thread_takes_it(threads):
-    over, done = threading.Event(), []
-    others = [threading.Thread(target=over.wait) for _ in range(threads)]
+def test_sigint_is_deferred_even_if_another_thread_receives_it(threads):
+    finished, done = threading.Event(), []
+    others = [threading.Thread(target=finished.wait) for _ in range(threads)]
     for thread in others:
         thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            interrupted_inside(done)
+            interrupt_in_block(done)
     finally:
-        over.set()
+        finished.set()
         for thread in others:
             thread.join()
     assert done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_waits_for_the_outer_block_of_two():
+def test_sigint_is_deferred_to_the_end_of_the_outer_block():
     done = []
     with pytest.raises(KeyboardInterrupt):
-        interrupted_in_two(done)
+        interrupt_in_nested_blocks(done)
     assert done == [True, True]
 
 
-def interrupted_in_two(done):
-    with interrupts_later():
-        interrupted_inside(done)
+def interrupt_in_nested_blocks(done):
+    with defer_sigint():
+        interrupt_in_block(done)
         done.append(True)
 
 
-def test_ctrl_c_that_is_ignored_stays_so():
+def test_ignored_sigint_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        interrupted_inside([])
+        interrupt_in_block([])
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_other_threads_leave_ctrl_c_alone():
-    found = []
+def test_other_threads_do_not_change_the_handler():
+    handlers = []
 
     def work():
-        with interrupts_later():
-            found.append(signal.getsignal(signal.SIGINT))
+        with defer_sigint():
+            handlers.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [signal.default_int_handler]
+    assert handlers == [signal.default_int_handler]
 
 
-def test_a_pipe_that_nobody_empties_or_fills_ends_in_an_error():
-    ours, theirs = patient_pipe(multiprocessing.get_context("spawn"), 0.2)
-    with ours, theirs:
+def test_reads_and_writes_time_out():
+    local, remote = pipe_with_timeout(multiprocessing.get_context("spawn"), 0.2)
+    with local, remote:
         with pytest.raises(BlockingIOError):
-            ours.send_bytes(bytes(2**22))
-        os.write(theirs.fileno(), (100).to_bytes(4, "big"))  # the length of a message that does not follow
+            local.send_bytes(bytes(2**22))
+        os.write(remote.fileno(), (100).to_bytes(4, "big"))  # the length of a message that does not follow
         with pytest.raises(BlockingIOError):
-            ours.recv()
+            local.recv()

@@ -1,4 +1,4 @@
-"""What a drafter's own processes leave behind: nothing, however they or the main process come to their end."""
+"""Workers leave no process, file or shared memory, however they or the main process end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from helpers import ROOT
 from helpers.tiny_models import make_tokenizer
-from helpers.workers import PROMPT, VOCAB, eventually, open_files, places, plan_of, runs
+from helpers.workers import PROMPT, VOCAB, device_slots, eventually, is_running, open_file_count, spec_of
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.devices import available_cores
 from pdevis.loading.model_builder import build_model
@@ -31,23 +31,23 @@ import sys, time
 from pathlib import Path
 from pdevis.parallel.worker_pool import WorkerPool
 from pdevis.config import DecodeConfig
-from helpers.workers import PROMPT, VOCAB, places, plan_of
+from helpers.workers import PROMPT, VOCAB, device_slots, spec_of
 
-def there(workers, *told):
+def print_pids(workers, *_, **__):
     print(*(process.pid for process in workers.processes), flush=True)
     time.sleep(60)
 
 if __name__ == "__main__":
     stage = sys.argv[2]
     if stage == "loading":
-        WorkerPool._receive = there
-    workers = WorkerPool(plan_of(Path(sys.argv[1])), places(2), VOCAB, ahead_least=0.0)
-    workers.send("start", PROMPT, DecodeConfig(6000, eos_ids=(), overlap=True))
+        WorkerPool._collect_replies = print_pids
+    workers = WorkerPool(spec_of(Path(sys.argv[1])), device_slots(2), target_vocab=VOCAB, min_ahead_probability=0.0)
+    workers.send("open", PROMPT, DecodeConfig(6000, eos_ids=(), overlap=True))
     if stage == "drafting":
         workers.send("draft", [], 6000, None, 0)
     if stage == "drafting ahead":
         workers.call("draft", [], 1500, None, 6000)
-    there(workers)
+    print_pids(workers)
 """
 
 
@@ -62,7 +62,7 @@ def folder(tiny_folder):
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """An empty folder for temporary ones, here and in processes that start."""
+    """An empty folder for temporary files of this process and of those that it starts."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
@@ -72,20 +72,20 @@ def shared_memory():
     return set(os.listdir("/dev/shm"))
 
 
-def members(group):
-    """The processes of a process group."""
-    found = []
+def running_members(group):
+    """The running processes of a process group."""
+    pids = []
     for pid in psutil.pids():
         try:
-            if os.getpgid(pid) == group and runs(pid):
-                found.append(pid)
+            if os.getpgid(pid) == group and is_running(pid):
+                pids.append(pid)
         except ProcessLookupError:
             pass
-    return found
+    return pids
 
 
 @pytest.mark.parametrize("stage", ["drafting ahead", slow("drafting"), slow("idle"), slow("loading")])
-def test_they_end_with_a_main_process_that_is_killed(folder, temporary, stage):
+def test_workers_end_if_the_main_process_is_killed(folder, temporary, stage):
     script, before = temporary / "main.py", shared_memory()
     script.write_text(MAIN)
     command = [sys.executable, str(script), str(folder), stage]
@@ -95,12 +95,12 @@ def test_they_end_with_a_main_process_that_is_killed(folder, temporary, stage):
         pids = [int(word) for word in main.stdout.readline().split()]
         assert len(pids) == 2
         time.sleep(0.2)
-        assert all(map(runs, pids))
+        assert all(map(is_running, pids))
     finally:
         main.kill()
         main.wait()
         main.stdout.close()
-    assert eventually(lambda: not any(map(runs, pids)), 12.0)
+    assert eventually(lambda: not any(map(is_running, pids)), 12.0)
     assert not list(temporary.glob("pdevis-*"))
     assert eventually(lambda: shared_memory() <= before)
 
@@ -115,7 +115,7 @@ def test_they_end_with_a_main_process_that_is_killed(folder, temporary, stage):
     ],
 )
 def test_ctrl_c_in_the_terminal_ends_everything(folder, temporary, line, seconds):
-    """It reaches all processes of the group: in the middle of an answer, and while the models are loaded."""
+    """The terminal sends SIGINT to all processes of the group: in mid-answer, and while the models load."""
     before, devices = shared_memory(), ",".join(f"cpu:{core}" for core in available_cores()[:2])
     words = ["--prompt", "hello", "--draft_device", devices, "--overlap", "--no-chat", "--length", "6000"]
     main = subprocess.Popen(
@@ -128,7 +128,7 @@ def test_ctrl_c_in_the_terminal_ends_everything(folder, temporary, line, seconds
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        assert any(line in said for said in iter(main.stderr.readline, ""))
+        assert any(line in written for written in iter(main.stderr.readline, ""))
         if line.startswith("mode"):
             assert main.stdout.read(1), "the answer has begun"
         time.sleep(seconds)
@@ -141,22 +141,26 @@ def test_ctrl_c_in_the_terminal_ends_everything(folder, temporary, line, seconds
         main.communicate()
     assert main.returncode == 130
     assert "Traceback" not in errors
-    assert eventually(lambda: not members(main.pid))
+    assert eventually(lambda: not running_members(main.pid))
     assert not list(temporary.glob("pdevis-*"))
     assert eventually(lambda: shared_memory() <= before)
 
 
-def test_a_pair_that_is_forgotten_ends_its_workers(folder, temporary):
-    """In the middle of a generation."""
-    plan, before = plan_of(folder), shared_memory()
-    pair = SpeculativePair(build_model(plan), WorkerPool(plan, places(1), VOCAB, ahead_least=0.0), make_tokenizer())
+def test_a_pair_without_references_ends_its_workers(folder, temporary):
+    """The pair is garbage-collected in the middle of a generation."""
+    spec, before = spec_of(folder), shared_memory()
+    pair = SpeculativePair(
+        build_model(spec),
+        WorkerPool(spec, device_slots(1), target_vocab=VOCAB, min_ahead_probability=0.0),
+        make_tokenizer(),
+    )
     pids = [process.pid for process in pair.workers.processes]
     stream = pair.stream(PROMPT, DecodeConfig(max_new_tokens=200, eos_ids=(), overlap=True))
     assert next(stream).id >= 0
     assert list(temporary.glob("pdevis-*"))
     del pair, stream
     gc.collect()
-    assert eventually(lambda: not any(map(runs, pids)))
+    assert eventually(lambda: not any(map(is_running, pids)))
     assert not list(temporary.glob("pdevis-*"))
     assert eventually(lambda: shared_memory() <= before)
 
@@ -164,56 +168,58 @@ def test_a_pair_that_is_forgotten_ends_its_workers(folder, temporary):
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["shared", "gloo"])
 def test_starting_and_stopping_leaves_nothing(folder, temporary, transport):
-    plan = plan_of(folder)
-    WorkerPool(plan, places(1), VOCAB).close()  # the first one starts what multiprocessing keeps
+    spec = spec_of(folder)
+    WorkerPool(
+        spec, device_slots(1), target_vocab=VOCAB
+    ).close()  # the first start creates resources that multiprocessing keeps
     gc.collect()
-    shared, files, threads = shared_memory(), open_files(), psutil.Process().num_threads()
+    shared, files, threads = shared_memory(), open_file_count(), psutil.Process().num_threads()
     for _ in range(5):
-        workers = WorkerPool(plan, places(2), VOCAB, transport=transport)
+        workers = WorkerPool(spec, device_slots(2), target_vocab=VOCAB, transport=transport)
         pids = [process.pid for process in workers.processes]
         assert len(workers.call("forward", PROMPT)) == len(PROMPT)
         workers.close()
         workers.close()
-        assert not any(map(runs, pids))
+        assert not any(map(is_running, pids))
         assert not list(temporary.glob("pdevis-*"))
         with pytest.raises(WorkerError, match="has been stopped"):
             workers.call("forward", PROMPT)
-    del workers  # and with it the memory that they shared
+    del workers  # frees the shared memory
     gc.collect()
     assert eventually(lambda: shared_memory() <= shared)
-    assert open_files() <= files
+    assert open_file_count() <= files
     assert psutil.Process().num_threads() <= threads
 
 
 @pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 @pytest.mark.parametrize("end", ["killed", slow("closed")])
 def test_a_pair_recovers_in_this_process(folder, end):
-    there, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    all_cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     draft = DraftConfig("parallel", 0.3)
     pair = load_pair(str(folder), overlap=True, target_precision="float32", draft_precision="float32", draft=draft)
-    assert len(os.sched_getaffinity(0)) == len(there) - 1
-    wanted = pair.generate(PROMPT, SHORT, "target").ids
-    assert pair.generate(PROMPT, SHORT).ids == wanted
+    assert len(os.sched_getaffinity(0)) == len(all_cores) - 1
+    expected = pair.generate(PROMPT, SHORT, "target").ids
+    assert pair.generate(PROMPT, SHORT).ids == expected
     pids = [process.pid for process in pair.workers.processes]
     if end == "killed":
         os.kill(pids[0], signal.SIGKILL)
-        said = r"\Athe drafter's process on cpu:\d+ died \(SIGKILL\)\Z"
+        message = r"\Athe drafter's process on cpu:\d+ died \(SIGKILL\)\Z"
     else:
         pair.close()
         pair.close()
-        said = r"\Athe drafter on cpu:\d+ has been stopped\Z"
-    with pytest.raises(WorkerError, match=said):
+        message = r"\Athe drafter on cpu:\d+ has been stopped\Z"
+    with pytest.raises(WorkerError, match=message):
         pair.generate(PROMPT, SHORT)
-    assert pair.generate(PROMPT, SHORT, "target").ids == wanted
+    assert pair.generate(PROMPT, SHORT, "target").ids == expected
     pair.recover()
-    assert os.sched_getaffinity(0) == there
+    assert os.sched_getaffinity(0) == all_cores
     assert torch.get_num_threads() == threads
-    made = pair.generate(PROMPT, SHORT)
-    assert made.ids == wanted
-    assert made.stats.drafted > 0
-    assert pair.generate(PROMPT, SHORT, "drafter").ids == wanted
+    recovered = pair.generate(PROMPT, SHORT)
+    assert recovered.ids == expected
+    assert recovered.stats.drafted > 0
+    assert pair.generate(PROMPT, SHORT, "drafter").ids == expected
     assert pair.describe()["draft_device"] == "cpu"
     pair.close()
     pair.close()
-    assert os.sched_getaffinity(0) == there
-    assert eventually(lambda: not any(map(runs, pids)))
+    assert os.sched_getaffinity(0) == all_cores
+    assert eventually(lambda: not any(map(is_running, pids)))

@@ -1,4 +1,4 @@
-"""200 generations with lanes and drafting ahead, abandoned, killed, restarted at random: nothing wrong or left over."""
+"""200 generations with lanes and draft-ahead, abandoned, killed and restarted at random: no wrong token, no leak."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from helpers.workers import VOCAB, eventually, open_files, places, plan_of, remote, runs
+from helpers.workers import VOCAB, device_slots, eventually, is_running, open_file_count, remote_drafter, spec_of
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.speculative import speculative
@@ -32,28 +32,28 @@ GENERATIONS, KILLS = 200, 12
 @pytest.mark.slow
 def test_two_hundred_generations(tiny_folder):
     chance = random.Random(5)
-    plan = plan_of(tiny_folder("llama", layers=5, seed=1))
-    target = build_model(plan_of(tiny_folder("llama", layers=5)))
+    spec = spec_of(tiny_folder("llama", layers=5, seed=1))
+    target = build_model(spec_of(tiny_folder("llama", layers=5)))
     kills = set(chance.sample(range(5, GENERATIONS), KILLS))
-    workers, pids, errors = WorkerPool(plan, places(2), VOCAB, ahead_least=0.0), [], 0
+    workers, pids, errors = WorkerPool(spec, device_slots(2), target_vocab=VOCAB, min_ahead_probability=0.0), [], 0
     pids += [process.pid for process in workers.processes]
-    files, memory = open_files(), psutil.Process().memory_info().rss
+    files, memory = open_file_count(), psutil.Process().memory_info().rss
     for number in range(GENERATIONS):
         prompt = [chance.randrange(250) for _ in range(chance.randrange(2, 30))]
         config = DecodeConfig(24, chance.choice([1, 2, 4, "auto"]), eos_ids=(), overlap=chance.random() < 0.7)
         config = replace(config, reuse_prefix=chance.random() < 0.5)
         if chance.random() < 0.2:
             config = replace(config, temperature=1.0, seed=number)
-        wanted = [event.id for event in autoregressive(Verifier(target), prompt, config=config, stats=DecodeStats())]
+        expected = [event.id for event in autoregressive(Verifier(target), prompt, config=config, stats=DecodeStats())]
         stop = chance.randrange(24) if chance.random() < 0.4 else 24
-        drafter = remote(workers, chance.choice(RULES))
-        events, made = speculative(Verifier(target), drafter, prompt=prompt, config=config, stats=DecodeStats()), []
+        drafter = remote_drafter(workers, chance.choice(RULES))
+        events, ids = speculative(Verifier(target), drafter, prompt=prompt, config=config, stats=DecodeStats()), []
         try:
             if number in kills:
-                made += [next(events).id for _ in range(min(stop, 3))]
+                ids += [next(events).id for _ in range(min(stop, 3))]
                 os.kill(chance.choice(workers.processes).pid, signal.SIGKILL)
-            while len(made) < stop:
-                made.append(next(events).id)
+            while len(ids) < stop:
+                ids.append(next(events).id)
         except StopIteration:
             pass
         except WorkerError:
@@ -61,15 +61,15 @@ def test_two_hundred_generations(tiny_folder):
         finally:
             with suppress(WorkerError):
                 events.close()
-        assert not config.greedy or made == wanted[: len(made)]
+        assert not config.greedy or ids == expected[: len(ids)]
         if number in kills:
             workers.close()
-            workers = WorkerPool(plan, places(2), VOCAB, ahead_least=0.0)
+            workers = WorkerPool(spec, device_slots(2), target_vocab=VOCAB, min_ahead_probability=0.0)
             pids += [process.pid for process in workers.processes]
         elif config.greedy:
-            assert len(made) == stop
+            assert len(ids) == stop
     workers.close()
-    assert errors >= KILLS / 2, "a killed rank goes unnoticed only where the generation was over"
-    assert eventually(lambda: not any(map(runs, pids)))
-    assert open_files() <= files + 2
+    assert errors >= KILLS / 2, "a killed rank goes unnoticed only if the generation has ended"
+    assert eventually(lambda: not any(map(is_running, pids)))
+    assert open_file_count() <= files + 2
     assert psutil.Process().memory_info().rss < memory + 150 * 2**20

@@ -118,11 +118,10 @@ def pairs_by_device(pair: SpeculativePair, device_lists: Sequence[str]) -> list[
 def _with_drafter_on(pair: SpeculativePair, devices: str) -> SpeculativePair:
     from pdevis.devices import find_device_slots
     from pdevis.pair import SpeculativePair
-    from pdevis.parallel.worker_pool import WorkerPool
 
-    if not isinstance(pair.workers, WorkerPool):
-        raise ValueError("--draft_devices: several device lists need a drafter in separate processes, not ranks")
-    workers = pair.workers.again_on(find_device_slots(devices, "draft_devices"))
+    if not pair.workers:
+        raise ValueError("--draft_devices: several device lists need a drafter in separate processes")
+    workers = pair.workers.respawn_on(find_device_slots(devices, "draft_devices"))
     labels = pair.labels | {"draft_device": devices}
     return SpeculativePair(pair.target, workers, pair.tokenizer, pair.eos_ids, pair.draft, labels, pair.profile)
 

@@ -1,35 +1,47 @@
-"""A drafter on the ranks that torchrun has started: its lanes use the processes and devices of the target."""
+"""TorchrunDrafter: a drafter on the ranks that torchrun has started, whose lanes use the processes and devices of the
+target."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
+from pdevis.devices import DeviceSlot
 from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.loading.weight_reader import unsupported_reason
 from pdevis.models.layers import ShardSpec
-from pdevis.parallel.collectives import ProcessGroup
+from pdevis.parallel.collectives import DistributedCommunicator
 from pdevis.parallel.draft_service import DraftService
 from pdevis.parallel.torchrun.process_group import RankChannel
-from pdevis.parallel.worker_process import Ready
+from pdevis.parallel.worker_process import WorkerInfo
 
 
 class TorchrunDrafter:
-    """A drafter on ranks, like `WorkerPool`; made on every one of them. Each call returns when all are done."""
+    """A drafter on the ranks of a channel; a `DrafterBackend` (remote.py). To be created on every rank.
+
+    Only rank 0 uses it further; the others follow the channel. Every request returns when all ranks have finished.
+
+    Args:
+        channel: connects the ranks.
+        load_spec: the drafter to load; every rank loads its shard, or the whole model if it runs through transformers.
+        target_vocab: ids from here on are never proposed.
+    """
 
     concurrent = False
-    cut = False
+    splits_mlps = False
 
-    def __init__(self, channel: RankChannel, plan: LoadSpec, target_vocab: int) -> None:
+    def __init__(self, channel: RankChannel, load_spec: LoadSpec, *, target_vocab: int) -> None:
         ranks = channel.ranks
-        self.plan = plan
-        self.has_sublayer_access = not unsupported_reason(plan.config)
-        share = ShardSpec(ranks.rank, ranks.size) if self.has_sublayer_access else ShardSpec()
-        self.devices = share.size
-        model = build_model(plan, share)
-        self.ready = Ready(model.vocab_size, model.context_length)
-        service = DraftService(model, ProcessGroup(ranks.rank, ranks.size, lambda: None), target_vocab, plan.head_rows)
+        self.load_spec = load_spec
+        self.has_sublayer_access = not unsupported_reason(load_spec.config)
+        shard = ShardSpec(ranks.rank, ranks.size) if self.has_sublayer_access else ShardSpec()
+        self.devices = shard.size
+        model = build_model(load_spec, shard)
+        self.info = WorkerInfo(model.vocab_size, model.context_length)
+        communicator = DistributedCommunicator(ranks.rank, ranks.size, heartbeat=lambda: None)
+        service = DraftService(model, communicator, target_vocab=target_vocab, head_rows=load_spec.head_rows)
         self._channel = channel
-        channel.register("drafter", service.obey)
+        channel.register("drafter", service.dispatch)
 
     @property
     def alive(self) -> bool:
@@ -40,6 +52,9 @@ class TorchrunDrafter:
 
     def call(self, operation: str, *arguments: Any) -> Any:
         return self._channel.call("drafter", operation, *arguments)
+
+    def respawn_on(self, device_slots: Sequence[DeviceSlot]) -> NoReturn:
+        raise ValueError("draft_device = 'ranks': such a drafter cannot be started on other devices")
 
     def close(self) -> None:
         self._channel.close()

@@ -1,6 +1,6 @@
 """A model sharded over two processes that torchrun starts, against the whole one.
 
-This file is also the program of those processes: `torchrun test_spread_sharded.py TARGET DRAFTER`, two folders.
+This file is also the program of those processes: `torchrun test_tensor_parallel.py TARGET DRAFTER`, two folders.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from pdevis.util.errors import ModelLoadError
 
 CPU = torch.device("cpu")
 IDS = torch.randint(0, 256, (40,), generator=torch.Generator().manual_seed(0))
-SECONDS = 120  # a limit; it takes about 6
+TIMEOUT_SECONDS = 120  # it takes about 6
 
 # ---- what the processes do ----
 
 
 def compare(folder: str, draft_folder: str) -> None:
-    """A sharded target against the whole one, alone and with a drafter; rank 0 prints what it has found as JSON."""
+    """Compare a sharded target with the whole one, alone and with a drafter; rank 0 prints the results as JSON."""
     ranks = start_ranks()
     channel = RankChannel(ranks)
     source, draft_source = find_source(folder), find_source(draft_folder)
@@ -47,14 +47,14 @@ def compare(folder: str, draft_folder: str) -> None:
     if ranks.rank > 0:
         channel.follow()
         return
-    whole, drafter = (HFCausalLM(read_model(each, dtype_of(each), CPU), "") for each in (source, draft_source))
-    wanted = whole.forward(IDS)
-    row = {"error": error(target.forward(IDS), wanted), "cache": heads(target)}
+    whole, drafter = (HFCausalLM(read_model(path, dtype_of(path), CPU), "") for path in (source, draft_source))
+    expected = whole.forward(IDS)
+    row = {"error": error(target.forward(IDS), expected), "cache": cached_heads(target)}
     target.rewind(10)
     target.forward(IDS[20:25])
-    target.rewind(12)  # in the middle of what is new
+    target.rewind(12)  # in the middle of the last forward
     target.rewind(10)
-    row["rewound"] = error(target.forward(IDS[10:]), wanted[10:])
+    row["rewound"] = error(target.forward(IDS[10:]), expected[10:])
     target.rewind(0)
     target.prefill(IDS)
     row |= {"length": target.length, "prefilled": error(target.forward(IDS[:1]), whole.forward(IDS[:1]))}
@@ -68,15 +68,16 @@ def compare(folder: str, draft_folder: str) -> None:
 
 
 def dtype_of(source: Source) -> torch.dtype:
-    """float64, so that a tie in the last bit decides no token; the kernels for experts do not know it."""
+    """float64, so that rounding decides no token; float32 for experts, whose kernels do not support float64."""
     return torch.float32 if hasattr(read_config(source), "num_experts") else torch.float64
 
 
-def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()
+def error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error."""
+    return ((result - expected).norm() / expected.norm()).item()
 
 
-def heads(target: Any) -> int:
+def cached_heads(target: Any) -> int:
     return target.model._cache.layers[-1].keys.shape[1]
 
 
@@ -92,10 +93,10 @@ def test_a_sharded_model_equals_the_whole_one(tiny_folder: Callable[..., Path], 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PYTHONPATH}
     command = [*launch, __file__, *folders]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "Error" in line)
     row = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert row["cache"] == 1  # of two key heads: the cache is divided, too
+    assert row["cache"] == 1  # of two key heads: the cache is sharded as well
     assert row["length"] == len(IDS)
     assert max(row["error"], row["rewound"], row["prefilled"]) <= (1e-4 if family == "qwen3_next" else 1e-5)
     assert row["plain"]

@@ -1,6 +1,6 @@
-"""`load_pair` and appInference on the ranks that torchrun starts, against a pair in one process; and spread over GPUs.
+"""`load_pair` and appInference under torchrun and with a device map, against a pair in one process.
 
-This file is also the program of those processes: `torchrun test_ranks_pair.py TARGET DRAFTER DRAFT_DEVICE MODES`.
+This file is also the program of those processes: `torchrun test_torchrun_pair.py TARGET DRAFTER DRAFT_DEVICE MODES`.
 """
 
 from __future__ import annotations
@@ -33,52 +33,52 @@ RULES = {
     "parallel": DraftConfig("parallel", -2.0, window=3, keep_first=1),
     "skip": DraftConfig("skip", 0.5, "inline", keep_first=1),
 }
-COUNTS = ("rounds", "drafted", "accepted", "skipped", "depth")  # what does not depend on time
+COUNTS = ("rounds", "drafted", "accepted", "skipped", "depth")  # statistics that do not depend on time
 
 
 # ---- what the processes do ----
 
 
 def decode(pair: SpeculativePair, modes: list[str]) -> Row:
-    """The ids of every way to decode, and the counts of the greedy ones."""
+    """The ids of all ways to decode, and the counts of the greedy ones."""
     plain = {name: pair.generate(PROMPT, GREEDY, name).ids for name in ("target", "drafter")}
-    found: Row = {**plain, "long": pair.generate(LONG, GREEDY).ids, "counts": {}}
+    row: Row = {**plain, "long": pair.generate(LONG, GREEDY).ids, "counts": {}}
     for mode in modes:
         pair.configure(RULES[mode])
         greedy = pair.generate(PROMPT, GREEDY)
-        found[mode] = greedy.ids
-        found["counts"][mode] = [getattr(greedy.stats, name) for name in COUNTS]
-        found[f"{mode} auto"] = pair.generate(PROMPT, replace(GREEDY, gamma="auto")).ids
-        found[f"{mode} sampled"] = pair.generate(PROMPT, SAMPLED).ids
-    left = pair.stream(PROMPT, GREEDY)
-    next(left)
-    left.close()
-    found["after a closed one"] = pair.generate(PROMPT, GREEDY).ids
+        row[mode] = greedy.ids
+        row["counts"][mode] = [getattr(greedy.stats, name) for name in COUNTS]
+        row[f"{mode} auto"] = pair.generate(PROMPT, replace(GREEDY, gamma="auto")).ids
+        row[f"{mode} sampled"] = pair.generate(PROMPT, SAMPLED).ids
+    stream = pair.stream(PROMPT, GREEDY)
+    next(stream)
+    stream.close()
+    row["after a closed stream"] = pair.generate(PROMPT, GREEDY).ids
     next(pair.stream(PROMPT, GREEDY))
-    found["after one that was left"] = pair.generate(OTHER_PROMPT, GREEDY).ids
-    found["plain, after one that was left"] = pair.generate(OTHER_PROMPT, GREEDY, "target").ids
+    row["after an abandoned stream"] = pair.generate(OTHER_PROMPT, GREEDY).ids
+    row["plain, after an abandoned stream"] = pair.generate(OTHER_PROMPT, GREEDY, "target").ids
     pair.reset()
-    found["after a reset"] = pair.generate(PROMPT, GREEDY).ids
-    return found
+    row["after a reset"] = pair.generate(PROMPT, GREEDY).ids
+    return row
 
 
-def refusal(work: Callable[[], Any]) -> str:
-    """The one line of a ValueError."""
+def error_message(call: Callable[[], Any]) -> str:
+    """The message of the ValueError that a call raises."""
     with pytest.raises(ValueError) as caught:
-        work()
+        call()
     return str(caught.value)
 
 
 def lead(target: str, drafter: str, draft_device: str, modes: str) -> None:
-    """Rank 0 prints what it has found as JSON; the others do not come back from `load_pair`."""
-    where = {"target_device": "ranks", "draft_device": draft_device or None}
-    pair = load_pair(target, drafter, **where, draft_precision="float32")
+    """Print the results of rank 0 as JSON; on the other ranks `load_pair` does not return."""
+    devices = {"target_device": "ranks", "draft_device": draft_device or None}
+    pair = load_pair(target, drafter, **devices, draft_precision="float32")
     row = decode(pair, modes.split(",")) | {"labels": pair.describe(), "devices": pair.workers and pair.workers.devices}
-    row["again"] = refusal(lambda: load_pair(target, drafter, **where))
+    row["again"] = error_message(lambda: load_pair(target, drafter, **devices))
     pair.close()
     if draft_device == "ranks":
-        pair.reset()  # nothing to do, and no reason to complain
-        row["closed"] = refusal(lambda: pair.generate(PROMPT, GREEDY))
+        pair.reset()  # nothing to do, and no error
+        row["closed"] = error_message(lambda: pair.generate(PROMPT, GREEDY))
     print(json.dumps(row), flush=True)
 
 
@@ -92,44 +92,44 @@ def lead(target: str, drafter: str, draft_device: str, modes: str) -> None:
         ("llama", "self", ""),
         pytest.param("llama", "self", "ranks", marks=pytest.mark.slow),
         pytest.param("llama", "other", "cpu", marks=pytest.mark.slow),
-        pytest.param("llama", "other", "cpu:0", marks=pytest.mark.slow),  # in a process of its own
+        pytest.param("llama", "other", "cpu:0", marks=pytest.mark.slow),  # in a worker process
         pytest.param("llama", "self", "cpu:0,cpu:1", marks=pytest.mark.slow),
     ],
 )
-def test_a_pair_on_ranks_equals_one_in_one_process(
+def test_a_pair_under_torchrun_equals_one_in_one_process(
     folders: Callable[..., Any], family: str, drafter: str, draft_device: str
 ) -> None:
     target, other = folders(family)
     models, modes = ((target, "self"), list(RULES)) if drafter == "self" else ((target, other), ["parallel", "skip"])
-    found = one_object(torchrun(__file__, *models, draft_device, ",".join(modes)))
-    whole = load_pair(*models, device="cpu", target_precision="float32", draft_precision="float32")
-    wanted = decode(whole, modes)
-    told = {name: found.pop(name) for name in ("labels", "devices", "again")}
+    row = one_object(torchrun(__file__, *models, draft_device, ",".join(modes)))
+    pair = load_pair(*models, device="cpu", target_precision="float32", draft_precision="float32")
+    expected = decode(pair, modes)
+    info = {name: row.pop(name) for name in ("labels", "devices", "again")}
     if draft_device == "ranks":
-        assert told["devices"] == 2
-        assert found.pop("closed") == "the ranks have stopped (closed): start the program again"
-    assert "they have met before" in told["again"]
-    assert told["labels"]["target_device"] == "2 ranks"
-    assert told["labels"]["draft_device"] == (draft_device or "cpu")
-    assert found == wanted
-    plain = found["target"]
-    assert all(found[name] == plain for mode in modes for name in (mode, f"{mode} auto"))
-    assert found["after a closed one"] == found["after a reset"] == plain
-    assert found["after one that was left"] == found["plain, after one that was left"]
+        assert info["devices"] == 2
+        assert row.pop("closed") == "the ranks have stopped (closed): start the program again"
+    assert "process group already initialised" in info["again"]
+    assert info["labels"]["target_device"] == "2 ranks"
+    assert info["labels"]["draft_device"] == (draft_device or "cpu")
+    assert row == expected
+    plain = row["target"]
+    assert all(row[name] == plain for mode in modes for name in (mode, f"{mode} auto"))
+    assert row["after a closed stream"] == row["after a reset"] == plain
+    assert row["after an abandoned stream"] == row["plain, after an abandoned stream"]
 
 
 @pytest.mark.slow
-def test_a_drafter_whose_sublayers_cannot_be_reached(tiny_folder: Callable[..., Path]) -> None:
-    """It is whole on every rank."""
+def test_a_drafter_without_sublayer_access(tiny_folder: Callable[..., Path]) -> None:
+    """Every rank has the whole drafter."""
     models = str(tiny_folder("llama")), str(tiny_folder("qwen3_moe", seed=1))
-    found = one_object(torchrun(__file__, *models, "ranks", "exact"))
-    wanted = decode(load_pair(*models, device="cpu", target_precision="float32"), ["exact"])
-    assert found["devices"] == 1
-    assert {name: found[name] for name in wanted} == wanted
+    row = one_object(torchrun(__file__, *models, "ranks", "exact"))
+    expected = decode(load_pair(*models, device="cpu", target_precision="float32"), ["exact"])
+    assert row["devices"] == 1
+    assert {name: row[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--device_target", "ranks"], "target_device = 'ranks': needs torchrun --nproc_per_node N"),
         (["--device", "ranks"], "target_device = 'ranks': needs torchrun --nproc_per_node N"),
@@ -141,12 +141,12 @@ def test_a_drafter_whose_sublayers_cannot_be_reached(tiny_folder: Callable[..., 
         ),
     ],
 )
-def test_what_ranks_do_not_go_with(
+def test_settings_that_ranks_do_not_support(
     tiny_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
-    said: str,
+    message: str,
 ) -> None:
     if "int8" in words:
         monkeypatch.setattr(pair_builder, "under_torchrun", lambda: True)
@@ -156,10 +156,10 @@ def test_what_ranks_do_not_go_with(
     main, folder = runpy.run_path(APP)["main"], str(tiny_folder("llama"))
     capsys.readouterr()
     assert main(["--target_model", folder, "--prompt", "hi", "--no-chat", *words]) == 2
-    seen = capsys.readouterr()
-    assert seen.out == ""
-    assert seen.err.startswith(f"error: {said}")
-    assert seen.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
 
 
 def test_auto_without_a_gpu_is_the_cpu(folders: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,16 +173,16 @@ def test_auto_without_a_gpu_is_the_cpu(folders: Callable[..., Any], monkeypatch:
 @pytest.mark.parametrize("devices", ["auto", "cuda:0,cuda:1"])
 def test_a_target_over_gpus(folders: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
     """A pair with a target on several GPUs, which are the CPU here: test_model_builder.py tests the division."""
-    cpu, read = torch.device("cpu"), []
+    cpu, reads = torch.device("cpu"), []
     several = MultiDevice((cpu,), auto=True) if devices == "auto" else MultiDevice((cpu, cpu))
     monkeypatch.setattr(pair_builder, "parse_devices", lambda text: several)
     monkeypatch.setattr(
-        model_builder, "read_multi_device_model", lambda *args: read.append(args) or read_model(*args[:2], cpu)
+        model_builder, "read_multi_device_model", lambda *args: reads.append(args) or read_model(*args[:2], cpu)
     )
     target, other = folders("qwen3")
     formats = {"draft_precision": "float32", "draft_device": "cpu"}
     pair = load_pair(target, other, target_device=devices, **formats)
-    assert [(dtype, where) for _, dtype, where in read] == [(torch.float32, several)]
+    assert [(dtype, device_map) for _, dtype, device_map in reads] == [(torch.float32, several)]
     assert pair.labels["target_device"] == ("auto" if devices == "auto" else "cpu,cpu")
     whole = load_pair(target, other, target_device="cpu", target_precision="float32", **formats)
     assert decode(pair, list(RULES)) == decode(whole, list(RULES))

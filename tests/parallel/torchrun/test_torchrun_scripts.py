@@ -1,4 +1,4 @@
-"""The scripts on the ranks that torchrun starts: one of them speaks, reads and writes for all."""
+"""The scripts under torchrun: only rank 0 reads, writes and prints."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any
 import pytest
 
 from helpers.evaluation import timeless
-from helpers.torchrun_runs import APP, SECONDS, one_object, torchrun
+from helpers.torchrun_runs import APP, TIMEOUT_SECONDS, one_object, torchrun
 from pdevis.config import DecodeConfig
 from pdevis.pair import load_pair
 
 
-def test_one_json_object_from_all_ranks(folders: Callable[..., Any]) -> None:
+def test_only_rank_0_prints_a_json_object(folders: Callable[..., Any]) -> None:
     target, other = folders("llama")
     words = ["--target_model", target, "--drafter_model", other, "--prompt", "-", "--no-chat", "--json"]
     words += ["--device_target", "ranks", "--device_drafter", "ranks", "--length", "12"]
-    done = torchrun(APP, *words, said="hi\n")
-    found = one_object(done)
-    assert done.stderr.count("loading the target") == 1  # the others say nothing there, either
-    assert found["stats"]["mode"] == "parallel"
+    done = torchrun(APP, *words, stdin="hi\n")
+    answer = one_object(done)
+    assert done.stderr.count("loading the target") == 1  # the other ranks report no progress either
+    assert answer["stats"]["mode"] == "parallel"
     pair = load_pair(target, device="cpu", target_precision="float32")
-    wanted = pair.generate(pair.encode("hi", chat=False), DecodeConfig(max_new_tokens=12), "target")
-    assert (found["ids"], found["text"]) == (wanted.ids, wanted.text)
+    expected = pair.generate(pair.encode("hi", chat=False), DecodeConfig(max_new_tokens=12), "target")
+    assert (answer["ids"], answer["text"]) == (expected.ids, expected.text)
 
 
 @pytest.mark.slow
-def test_an_evaluation_on_ranks(folders: Callable[..., Any], tmp_path: Path) -> None:
-    """One process writes, and what one process without ranks writes."""
+def test_an_evaluation_under_torchrun(folders: Callable[..., Any], tmp_path: Path) -> None:
+    """One process writes the results, and they equal those of a run without torchrun."""
     target, other = folders("llama")
     script = str(Path(APP).parent / "evaluation" / "mmlu" / "evaluate_mmlu.py")
     results = []
@@ -45,7 +45,7 @@ def test_an_evaluation_on_ranks(folders: Callable[..., Any], tmp_path: Path) -> 
             done = torchrun(script, *words)
             assert done.returncode == 0, done.stderr
         else:
-            subprocess.run([sys.executable, script, *words], check=True, capture_output=True, timeout=SECONDS)
+            subprocess.run([sys.executable, script, *words], check=True, capture_output=True, timeout=TIMEOUT_SECONDS)
         results.append(json.loads(output.read_text()))
     assert timeless(results[0]) == timeless(results[1])
 
@@ -54,7 +54,7 @@ def test_heads_that_cannot_be_divided(tiny_folder: Callable[..., Path]) -> None:
     folder = str(tiny_folder("qwen3", num_attention_heads=3, num_key_value_heads=1))
     words = ["--target_model", folder, "--prompt", "hi", "--no-chat", "--device", "ranks"]
     done = torchrun(APP, *words)
-    said = f"error: model = {folder!r}: its num_attention_heads = 3 cannot be divided among 2 ranks"
-    assert said in done.stderr
+    message = f"error: model = {folder!r}: its num_attention_heads = 3 cannot be divided among 2 ranks"
+    assert message in done.stderr
     assert done.stdout == ""
     assert "exitcode  : 2 " in done.stderr
