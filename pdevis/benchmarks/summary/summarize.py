@@ -44,7 +44,7 @@ def summarize(run: Run, task: Task) -> dict[str, Any]:
             "resamples": RESAMPLES,
             "seed": SEED,
         },
-        "lower_is_better": list(getattr(task, "lower_is_better", ())),
+        "lower_is_better": list(task.lower_is_better),
         "methods": {method: _method(questions, method, metrics, task) for method in methods},
         "headline": _headline(questions, metrics),
         "groups": {key: _groups(questions, key, methods, metrics) for key in task.groups},
@@ -86,7 +86,8 @@ def _method(questions: Sequence[Question], method: str, metrics: Sequence[str], 
         result |= _drafting(answered)
         result["draft_share"] = _plain(figures.draft_share(answered))
     entries, texts = [question.entry for question in answered], _texts(answered, method)
-    return _present(result | {"corpus": task.corpus(entries, texts)})
+    scores = [question.scores[method] for question in answered]
+    return _present(result | {"corpus": task.corpus(entries, texts, scores)})
 
 
 def _drafting(questions: Sequence[Question]) -> dict[str, Any]:

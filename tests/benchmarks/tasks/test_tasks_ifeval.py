@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from helpers import ROOT
-from pdevis.benchmarks.tasks import get_task, punkt
+from helpers.evaluation import score_corpus
+from pdevis.benchmarks.tasks import get_task, ifeval
 from pdevis.benchmarks.tasks.ifeval import INSTRUCTIONS, checkers
 
 FIVE = "Dr. Smith saw the sea at 5 p.m. on Monday. It was grey. The wind blew. Salt was in the air! Was it cold?"
@@ -131,11 +132,11 @@ def test_loose_forgives_what_stands_around_the_answer() -> None:
 def test_prompt_and_instruction_level() -> None:
     task = get_task("ifeval")
     entries = [entry(CASES[0][:2], CASES[8][:2]), entry(CASES[0][:2], question=2)]
-    found = task.corpus(entries, ["Time flies.", "Rain fell."])  # no comma, but a forbidden word; no comma
+    found = score_corpus(task, entries, ["Time flies.", "Rain fell."])  # no comma, but a forbidden word; no comma
     assert found["prompt_strict"]["score"] == pytest.approx(1 / 2)
     assert found["instruction_strict"]["score"] == pytest.approx(2 / 3)
     assert "lm-eval:" in found["instruction_loose"]["signature"]
-    assert task.corpus([], []) == {}
+    assert task.corpus([], [], []) == {}
 
 
 def test_random_draws_are_the_same_every_time_and_nobody_s_else() -> None:
@@ -164,19 +165,19 @@ def test_entries_drop_the_empty_arguments() -> None:
 
 def test_the_sentence_model_is_made_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "cache"))
-    folder = punkt.prepare_punkt()
-    files = {file.name for file in (folder / punkt.MODEL).iterdir()}
-    assert files == set(punkt.FILES)
+    folder = ifeval.prepare_punkt()
+    files = {file.name for file in (folder / ifeval.PUNKT_MODEL).iterdir()}
+    assert files == set(ifeval.PUNKT_FILES)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
     stamp = folder.stat().st_mtime_ns
-    assert punkt.prepare_punkt() == folder
+    assert ifeval.prepare_punkt() == folder
     assert folder.stat().st_mtime_ns == stamp
-    (folder / punkt.MODEL / punkt.FILES[0]).unlink()
-    assert punkt.is_complete(punkt.prepare_punkt())
+    (folder / ifeval.PUNKT_MODEL / ifeval.PUNKT_FILES[0]).unlink()
+    assert ifeval.is_punkt_complete(ifeval.prepare_punkt())
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(OSError, match="set PDEVIS_CACHE to another"):
-        punkt.prepare_punkt()
+        ifeval.prepare_punkt()
 
 
 def test_a_fresh_machine_without_network(tmp_path: Path) -> None:

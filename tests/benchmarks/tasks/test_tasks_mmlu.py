@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.evaluation import score_corpus
 from pdevis.benchmarks.tasks import get_task
 from pdevis.benchmarks.tasks.mmlu import extract_option, format_question
 
@@ -60,10 +61,10 @@ def test_score_says_what_was_read() -> None:
 
 def test_micro_counts_questions_and_macro_subjects() -> None:
     entries = [{"question_id": i, "prompt": "p", "label": "A", "subject": s} for i, s in enumerate("xxxy")]
-    found = get_task("mmlu").corpus(entries, ["A", "A", "B", "B"])
+    found = score_corpus(get_task("mmlu"), entries, ["A", "A", "B", "B"])
     assert found["accuracy_micro"]["score"] == pytest.approx(2 / 4)
     assert found["accuracy_macro"]["score"] == pytest.approx((2 / 3 + 0) / 2)
-    assert get_task("mmlu").corpus([], []) == {}
+    assert get_task("mmlu").corpus([], [], []) == {}
 
 
 def test_a_question_is_written_with_its_options() -> None:

@@ -8,6 +8,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
+from helpers.evaluation import score_corpus
 from pdevis.benchmarks.tasks import get_task
 
 REFERENCE = "The municipality plans to build three new cycle paths by spring."
@@ -68,13 +69,13 @@ def test_several_references_count_each() -> None:
     assert task.score(two, REFERENCE)["bleu"] == pytest.approx(100)
     assert task.score(two, REFERENCE)["rouge1"] == 100
     entries = [two, entry(question=2)]
-    assert task.corpus(entries, [ANSWERS[2], REFERENCE])["BLEU"]["score"] == pytest.approx(100)
-    assert "nrefs:var" in task.corpus(entries, [ANSWERS[2], REFERENCE])["BLEU"]["signature"]
+    assert score_corpus(task, entries, [ANSWERS[2], REFERENCE])["BLEU"]["score"] == pytest.approx(100)
+    assert "nrefs:var" in score_corpus(task, entries, [ANSWERS[2], REFERENCE])["BLEU"]["signature"]
 
 
 def test_corpus_scores_and_signatures_are_sacrebleu_s() -> None:
     entries = [entry(question=i) for i in range(len(ANSWERS))]
-    found = get_task("wmt").corpus(entries, ANSWERS)
+    found = score_corpus(get_task("wmt"), entries, ANSWERS)
     references = [[REFERENCE] * len(ANSWERS)]
     for name, metric in {"BLEU": BLEU(), "chrF2++": CHRF(word_order=2), "TER": TER()}.items():
         assert found[name]["score"] == metric.corpus_score(ANSWERS, references).score
@@ -82,7 +83,7 @@ def test_corpus_scores_and_signatures_are_sacrebleu_s() -> None:
     assert "version:" in found["BLEU"]["signature"]
     mean = sum(get_task("wmt").score(entry(), answer)["rougeL"] for answer in ANSWERS) / len(ANSWERS)
     assert found["ROUGE-L"]["score"] == pytest.approx(mean)
-    assert get_task("wmt").corpus([], []) == {}
+    assert get_task("wmt").corpus([], [], []) == {}
 
 
 def test_equal_answers_are_not_significantly_different() -> None:
