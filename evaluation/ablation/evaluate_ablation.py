@@ -15,7 +15,7 @@ draft_steps, tokens, rounds, and seconds), its means per draft step (mean_skip, 
 the target's, and the same numbers of each question. OUTPUT.partial.jsonl and OUTPUT.meta.json as in the other scripts.
 
 Exit code: 0, or 1 where a unit failed (the others are there), 2 for a mistake in the flags, 130 after Ctrl-C.
-Next: summary/ablation/summary_ablation.py --input OUTPUT.
+Summarise the results with summary/ablation/summary_ablation.py --input OUTPUT.
 """
 
 from __future__ import annotations

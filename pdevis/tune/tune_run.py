@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from pdevis.benchmarks.runs.provenance import hardware, now, versions
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.catalog import resolve
 from pdevis.models.stack import DecoderStack
@@ -26,6 +25,7 @@ from pdevis.tune.tune_table import show_choice, show_found
 from pdevis.util.console import make_console
 from pdevis.util.files import prepare_output_file, write_atomic
 from pdevis.util.prompts import PROMPTS
+from pdevis.util.provenance import hardware, now, versions
 
 THREAD_REPEATS = 3
 

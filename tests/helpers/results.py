@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.result_files import METHOD_KEYS
+from pdevis.benchmarks.runs.result_files import method_keys
 
 SPEED = {"target": 10.0, "drafter": 40.0, "speculative": 16.0}
 
@@ -87,7 +87,7 @@ def entries(
             if benchmark == "specbench":
                 turns = [made_block] + [block(method, "again", 8, chance)] * (i % 2)
                 made_block = joined(turns)
-            entry[METHOD_KEYS(benchmark)[method]] = made_block
+            entry[method_keys(benchmark)[method]] = made_block
         made.append(entry)
     return made
 

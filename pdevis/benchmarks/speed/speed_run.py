@@ -1,7 +1,8 @@
 """The run behind `evaluation/speed/evaluate_speed.py`: load, measure in turn, keep, print.
 
 A unit of work is a prompt with all contestants, the draft-step comparison, or the memory measurement. With --output
-each finished unit goes into the journal (see jobs), and a stopped run can be resumed; without, nothing is written.
+each finished unit is written to a journal (see resumable_run), and a stopped run can be resumed; without, nothing is
+written.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pdevis.benchmarks.runs.distributed import World
-from pdevis.benchmarks.runs.jobs import Job, Options, execute
-from pdevis.benchmarks.runs.journal import find_journals, read_journals
-from pdevis.benchmarks.runs.output import Output, encode_meta
-from pdevis.benchmarks.runs.provenance import sha256, versions
+from pdevis.benchmarks.runs.distributed import DistEnv
+from pdevis.benchmarks.runs.journal import Output
+from pdevis.benchmarks.runs.result_files import encode_meta
+from pdevis.benchmarks.runs.resumable_run import ResumableRun
 from pdevis.benchmarks.speed.baselines import NAMES, load_peers, peer_name, unavailable
 from pdevis.benchmarks.speed.decoders import PLAIN, Contestant, measure, plain, speculative, warm_up
 from pdevis.benchmarks.speed.draft_step import measure_steps
@@ -33,6 +33,7 @@ from pdevis.cli import is_main_rank, on_ranks, pair_arguments
 from pdevis.config import DraftConfig
 from pdevis.util.console import make_console
 from pdevis.util.files import prepare_output_file
+from pdevis.util.provenance import sha256, versions
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -198,22 +199,22 @@ def run_speed(run: SpeedRun) -> int:
 
 def _kept(run: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
     args = run.args
-    output = Output(args.output)
+    output = Output(args.output, resume=args.resume, overwrite=args.overwrite)
     prepare_output_file(output.path, inputs=[path for path in (args.specbench, args.gguf) if path])
-    found = read_journals(find_journals(output.path)) if args.resume else []
-    done = frozenset(unit for each in found for unit in each.entries)
-    job = Job(
-        name="speed",
-        header=header,
-        units=len(run.kinds),
-        produce=run.produce,
-        encode=lambda entries, meta: encode_meta(meta | summarize(entries, meta) | {"entries": list(entries)}),
-        note=run.note,
-        report=lambda entries: ({}, []),
-        group=1,
-        about={"command": sys.argv},
-    )
-    execute(job, output, lambda: run.load(done), Options(args.resume, args.overwrite, args.progress), World())
+    units = len(run.kinds)
+    kept_run = ResumableRun("speed", header=header, units=units, output=output, env=DistEnv(), progress=args.progress)
+    if kept_run.is_complete:
+        kept_run.report_complete()
+    else:
+        pair = run.load(frozenset(kept_run.earlier.entries)) if kept_run.todo else None
+        with kept_run.recording(pair):
+            for unit, entry in run.produce(pair, kept_run.todo):
+                kept_run.add(unit, entry)
+                kept_run.show_progress(run.note(entry))
+        entries = kept_run.collect()
+        meta = kept_run.meta(entries, {"command": sys.argv})
+        kept_run.write(encode_meta(meta | summarize(entries, meta) | {"entries": entries}), meta)
+        kept_run.report(entries, [])
     kept = json.loads(output.path.read_text(encoding="utf-8"))
     return summarize(kept["entries"], kept)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.evaluation import BENCHMARKS, ROOT, SLOW_PAIR, Scripts, load, script_of, timeless
-from pdevis.benchmarks.runs.result_files import METHOD_KEYS, read_meta, read_results
+from pdevis.benchmarks.runs.result_files import method_keys, read_meta, read_results
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_every_benchmark_runs_on_its_samples(scripts: Scripts, benchmark: str) -
     entries = read_results(output, benchmark)
     assert len(entries) == 2
     for entry in entries:
-        blocks = [entry[key] for key in METHOD_KEYS(benchmark).values()]
+        blocks = [entry[key] for key in method_keys(benchmark).values()]
         assert all(block["tokens_generated"] > 0 and block["seconds"] > 0 for block in blocks)
         assert blocks[0]["token_ids"] == blocks[2]["token_ids"]
         assert sum(blocks[2]["accept_lengths"]) == blocks[2]["tokens_generated"]

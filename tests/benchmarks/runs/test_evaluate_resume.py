@@ -72,7 +72,10 @@ def stop(scripts: Scripts, monkeypatch: pytest.MonkeyPatch, at: int, *flags: obj
 def test_ctrl_c_keeps_finished_items_and_says_how_to_go_on(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     code, err = stop(scripts, monkeypatch, 3 + 3 + 2)
     assert code == 130
-    assert err == "stopped: 1 of 6 items are kept in o.json.partial.jsonl; the same command with --resume goes on\n"
+    assert (
+        err
+        == "stopped: 1 of 6 items are kept in o.json.partial.jsonl; run the same command with --resume to continue\n"
+    )
     code, err = stop(scripts, monkeypatch, 3 + 3 + 1, "--resume")
     assert code == 130
     assert "stopped: 2 of 6" in err
@@ -94,9 +97,9 @@ def test_resume_needs_the_same_settings_and_dataset(scripts: Scripts, monkeypatc
     argv = ("--output", OUTPUT, "--resume", "--dataset", data)
     code, err = scripts("mmlu", *FLAGS, *argv, "--gamma", 3, "--draft_mode", "skip")
     assert code == 2
-    assert "draft_mode skip, there auto; gamma 3, there 2" in err
+    assert "draft_mode is skip, was auto; gamma is 3, was 2" in err
     code, err = scripts("mmlu", *FLAGS, *argv, "--methods", "target")
-    assert "methods ['target'], there" in err
+    assert "methods is ['target'], was" in err
     code, err = scripts("mmlu", *FLAGS, *argv, "--draft_precision", "float32")
     assert (code, err.count("\n")) == (2, 1)
     data.write_text(json.dumps(items[::-1]))
@@ -158,10 +161,10 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(scripts: Scripts, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pdevis.benchmarks.runs.output.write_atomic", full_at_the_end)
+        patch.setattr("pdevis.benchmarks.runs.journal.write_atomic", full_at_the_end)
         code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")
     assert code == 1
-    assert "all 6 finished items are kept: make room, then run the same command with --resume" in err
+    assert "all 6 finished items are kept: free disk space, then run the same command with --resume" in err
     monkeypatch.setenv("FAIL_AT", "1")  # no model is asked again
     assert scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")[0] == 0
     monkeypatch.delenv("FAIL_AT")

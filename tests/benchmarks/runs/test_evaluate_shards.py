@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.evaluation import Scripts, load, timeless
-from pdevis.benchmarks.runs.distributed import World, join_world
+from pdevis.benchmarks.runs.distributed import DistEnv, join_processes
 from pdevis.benchmarks.runs.journal import Journal, find_journals, journal_path
 from pdevis.benchmarks.runs.result_files import read_meta
 
@@ -32,61 +32,61 @@ def scripts(
 def test_every_unit_has_one_process_and_groups_stay_together() -> None:
     units = [0, 1, 2, 5, 6, 7, 8, 9, 14]
     for size in (1, 2, 3, 20):
-        shares = [World(rank, size).share(units) for rank in range(size)]
+        shares = [DistEnv(rank, size).split(units) for rank in range(size)]
         assert sorted(unit for share in shares for unit in share) == units
         assert len(shares[0]) - len(shares[-1]) <= 1
-    shares = [World(rank, 2).share(units, group=3) for rank in range(2)]
+    shares = [DistEnv(rank, 2).split(units, group=3) for rank in range(2)]
     assert shares == [[0, 1, 2, 6, 7, 8, 14], [5, 9]]
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    second = World(1, 2, 1)
+    second = DistEnv(1, 2, 1)
     assert second.device("cuda:0,cuda:3") == "cuda:3"
     assert second.device("cuda:3") == "cuda:3"
     with pytest.raises(ValueError, match=r"'a,b,c': must name one device, or one for each of 2 processes"):
         second.device("a,b,c")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [World(rank, 4, rank).device(None) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert [DistEnv(rank, 4, rank).device(None) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert second.device(None, "cuda:0") is None  # another flag names the devices
-    assert World().device(None) is None
+    assert DistEnv().device(None) is None
 
 
 def test_one_process_is_told_when_accelerate_has_started_no_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert join_world(Namespace(target_device=None, device=None)) == World()
+    assert join_processes(Namespace(target_device=None, device=None)) == DistEnv()
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert join_world(Namespace(target_device=None, device=None)) == World()
+    assert join_processes(Namespace(target_device=None, device=None)) == DistEnv()
     assert "accelerate launch --multi_gpu --num_processes N" in capsys.readouterr().err
 
 
-class Scripted(World):
+class Scripted(DistEnv):
     """A world whose other process says what it is told to say."""
 
     said: object = None
 
     def gather(self, value: object) -> list[object]:
-        return [value, Scripted.said] if self.main else [Scripted.said, value]
+        return [value, Scripted.said] if self.is_main else [Scripted.said, value]
 
 
 def test_all_processes_stop_where_one_cannot_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ValueError("mine")
 
-    assert Scripted(0, 2).agree(lambda: 3) == 3
+    assert Scripted(0, 2).run_on_all(lambda: 3) == 3
     monkeypatch.setattr(Scripted, "said", (True, "theirs"))
     with pytest.raises(ValueError, match="theirs"):
-        Scripted(0, 2).agree(lambda: 3)
+        Scripted(0, 2).run_on_all(lambda: 3)
     with pytest.raises(SystemExit) as leaving:
-        Scripted(1, 2).agree(fail)
+        Scripted(1, 2).run_on_all(fail)
     assert leaving.value.code == 2
     monkeypatch.setattr(Scripted, "said", (False, "disk"))
     with pytest.raises(OSError, match="disk"):
-        Scripted(0, 2).agree(lambda: 3)
+        Scripted(0, 2).run_on_all(lambda: 3)
 
 
 @pytest.mark.slow

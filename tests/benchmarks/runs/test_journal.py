@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 
 from pdevis.benchmarks.runs import journal as journals
-from pdevis.benchmarks.runs.journal import Journal, find_journals, journal_path, read_journals
-from pdevis.benchmarks.runs.output import Output, check_same_pair
+from pdevis.benchmarks.runs.journal import (
+    Journal,
+    Output,
+    check_same_pair,
+    find_journals,
+    journal_path,
+    read_journals,
+)
 from pdevis.benchmarks.runs.result_files import meta_path
 
 HEADER: dict[str, Any] = {"benchmark": "mmlu", "settings": {"gamma": 4, "k": None}, "versions": {"torch": "2"}}
@@ -117,7 +123,7 @@ def test_journals_of_all_processes_are_found_and_no_others(output: Path) -> None
 
 
 def earlier(output: Path, header: dict[str, Any] = HEADER, **flags: bool) -> Any:
-    return Output(output).earlier(header, flags.get("resume", False), flags.get("overwrite", False))
+    return Output(output, **flags).read_earlier(header)
 
 
 def test_nothing_there_starts_afresh(output: Path) -> None:
@@ -139,16 +145,16 @@ def test_an_unfinished_run_is_continued_or_refused(output: Path) -> None:
 def test_other_settings_are_named(output: Path) -> None:
     write(output, 1)
     changed = {**HEADER, "settings": {"gamma": 6, "k": 3}, "versions": {"torch": "3"}}
-    with pytest.raises(ValueError, match=r"gamma 6, there 4; k 3, there None; torch 3, there 2"):
+    with pytest.raises(ValueError, match=r"gamma is 6, was 4; k is 3, was None; torch is 3, was 2"):
         earlier(output, changed, resume=True)
-    with pytest.raises(ValueError, match=r"settings: benchmark wmt, there mmlu$"):
+    with pytest.raises(ValueError, match=r"settings: benchmark is wmt, was mmlu$"):
         earlier(output, {**changed, "benchmark": "wmt"}, resume=True)
 
 
 def test_a_pair_that_auto_made_different_is_named(output: Path) -> None:
     there = {"target_device": "cuda:0", "mode": "exact"}
     check_same_pair({"target_device": "cuda:3", "mode": "exact"}, there, output)
-    with pytest.raises(ValueError, match=r"mode skip, there exact; target_device cpu, there cuda"):
+    with pytest.raises(ValueError, match=r"mode is skip, was exact; target_device is cpu, was cuda"):
         check_same_pair({"target_device": "cpu", "mode": "skip"}, there, output)
 
 
@@ -160,7 +166,7 @@ def test_a_finished_run_is_never_replaced_by_accident(output: Path) -> None:
         earlier(output, resume=True)
     meta_path(output).write_text(json.dumps(HEADER | {"units": 3}))
     assert earlier(output, resume=True).complete["units"] == 3
-    with pytest.raises(ValueError, match="gamma 5, there 4"):
+    with pytest.raises(ValueError, match="gamma is 5, was 4"):
         earlier(output, {**HEADER, "settings": {"gamma": 5, "k": None}}, resume=True)
     assert output.read_text() == "[]"
 
@@ -173,6 +179,6 @@ def test_a_write_that_fails_leaves_the_old_file(output: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"out.json: cannot be written: No space left .* all 7 finished items are kept"):
-        Output(output).write(b"new", {}, 7)
+        Output(output).write(b"new", {"units": 7})
     assert output.read_text() == "old"
     assert [path.name for path in output.parent.iterdir()] == ["out.json"]

@@ -1,4 +1,4 @@
-"""The runner over a scripted pair and task: conditions, blocks, conversations, failures, and the greedy check."""
+"""Answers of a scripted pair to a scripted task: settings, blocks, conversations, failures, and the greedy check."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from helpers.fake_pair import FakePair
-from pdevis.benchmarks.runs.lossless_check import compare_turns, first_difference, tally, verdict
-from pdevis.benchmarks.runs.result_files import METHODS, blocks_of, make_block
-from pdevis.benchmarks.runs.runner import Conditions, derive_seed, run_items, warm_up
+from pdevis.benchmarks.runs.conversation import GenerationSettings, derive_seed, warm_up
+from pdevis.benchmarks.runs.evaluate import ItemRunner
+from pdevis.benchmarks.runs.lossless_check import compare_turns, count_matches, first_difference, format_match_counts
+from pdevis.benchmarks.runs.result_files import METHODS, make_block, make_conversation_block
 from pdevis.config import DecodeConfig
 from pdevis.generation import DecodeStats, Generation
 
@@ -34,10 +35,8 @@ def items(*turns: list[str]) -> list[tuple[int, dict[str, Any]]]:
 
 
 def run(pair: FakePair, task: FakeTask, *turns: list[str], **settings: Any) -> list[dict[str, Any]]:
-    conditions = Conditions(settings.pop("methods", METHODS), DecodeConfig(**settings))
-    found = list(run_items(pair, task, items(*turns), conditions))
-    assert [index for index, _ in found] == list(range(len(turns)))
-    return [entry for _, entry in found]
+    runner = ItemRunner(pair, task, GenerationSettings(settings.pop("methods", METHODS), DecodeConfig(**settings)))
+    return [runner.run(index, item) for index, item in items(*turns)]
 
 
 def test_an_entry_holds_a_block_per_method() -> None:
@@ -98,8 +97,8 @@ def test_every_method_continues_its_own_conversation() -> None:
 
 def test_without_a_chat_template_turns_are_texts() -> None:
     pair = FakePair(replies=["w", "a1", "a2"], template=False)
-    conditions = Conditions(("target",), DecodeConfig(), chat=False)
-    list(run_items(pair, FakeTask("specbench"), items(["first", "second"]), conditions))
+    settings = GenerationSettings(("target",), DecodeConfig(), chat=False)
+    ItemRunner(pair, FakeTask("specbench"), settings).run(0, {"id": "q0", "turns": ["first", "second"]})
     assert pair.prompts == ["first", "first", "first\n\na1\n\nsecond"]
 
 
@@ -135,16 +134,16 @@ def test_ctrl_c_is_no_failing_item() -> None:
 
 
 def test_seeds_do_not_depend_on_order() -> None:
-    assert derive_seed(None, 3, 0) is None
-    seeds = {derive_seed(seed, index, turn) for seed in (0, 1) for index in range(50) for turn in range(3)}
+    assert derive_seed(None, index=3, turn=0) is None
+    seeds = {derive_seed(seed, index=index, turn=turn) for seed in (0, 1) for index in range(50) for turn in range(3)}
     assert len(seeds) == 300
-    assert derive_seed(5, 2, 1) == derive_seed(5, 2, 1)
+    assert derive_seed(5, index=2, turn=1) == derive_seed(5, index=2, turn=1)
     assert all(0 <= seed < 2**48 for seed in seeds)
 
 
 def test_a_warm_up_is_no_longer_than_the_limit() -> None:
     pair = FakePair()
-    warm_up(pair, ["a", "b"], Conditions(("target",), DecodeConfig(max_new_tokens=3)))
+    warm_up(pair, ["a", "b"], GenerationSettings(("target",), DecodeConfig(max_new_tokens=3)))
     assert [call[2].max_new_tokens for call in pair.calls] == [3]
 
 
@@ -153,7 +152,7 @@ def test_sums_of_turns_are_sums_not_means_of_rates() -> None:
         DecodeStats(new_tokens=10, drafted=8, accepted=8, draft_steps=8, skipped=16, total_seconds=1, rounds=2),
         DecodeStats(new_tokens=2, drafted=8, accepted=0, draft_steps=8, skipped=0, total_seconds=5, rounds=2),
     ]
-    block = blocks_of([Generation([1], "a", parts[0]), Generation([2], "b", parts[1])])
+    block = make_conversation_block([Generation([1], "a", parts[0]), Generation([2], "b", parts[1])])
     assert block["throughput_toks_per_sec"] == 2
     assert block["acceptance_rate"] == 0.5
     assert block["mean_skip"] == 1
@@ -240,7 +239,7 @@ def test_turns_behind_a_difference_are_not_compared() -> None:
     assert blocks[0] == {"same_as_target": True}
     assert blocks[1]["first_difference"]["turn"] == 0
     tie = {"same_as_target": False, "first_difference": {"near_tie": True}}
-    counts = tally([*blocks, tie, {}])
+    counts = count_matches([*blocks, tie, {}])
     assert counts == {"equal": 1, "near_tie": 1, "different": 1}
-    assert "1 of 3" in verdict(counts)
-    assert tally([{}]) is None
+    assert "1 of 3" in format_match_counts(counts)
+    assert count_matches([{}]) is None

@@ -1,4 +1,4 @@
-"""Where results come from: checksums, versions, the git commit, the time."""
+"""Origin of results: checksums, versions, the git commit, devices, the time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 import pdevis
 
-COMPARED = ("pdevis", "torch", "transformers")
+COMPARED = ("pdevis", "torch", "transformers")  # packages whose versions must be the same when a run is resumed
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file's bytes, in hex."""
+    """SHA-256 checksum of a file's bytes, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and the packages that can change a result; None for one that runs without being installed."""
+    """Versions of Python and of the packages that can change a result; None for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in COMPARED:
         try:
@@ -32,17 +32,17 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware(pair: Any) -> dict[str, Any] | None:
-    """Which devices a pair runs on, and what they are; None where there is no pair."""
+    """Devices of a pair, with the names of its GPUs; None if there is no pair."""
     if pair is None:
         return None
     import torch
 
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "machine": platform.machine()}
+    labels = pair.describe()
     for name in ("target_device", "draft_device"):
-        device = pair.describe().get(name)
-        found[name] = device
-        if str(device).startswith("cuda"):
-            found[name] = f"{device} ({torch.cuda.get_device_name(device)})"
+        device = labels.get(name)
+        is_gpu = str(device).startswith("cuda")
+        found[name] = f"{device} ({torch.cuda.get_device_name(device)})" if is_gpu else device
     return found
 
 
@@ -52,7 +52,7 @@ def now() -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """{"commit", "changed": are there uncommitted changes} of pdevis' own repository; None where it is not in one."""
+    """Commit of pdevis' own repository, and True under "changed" if there are uncommitted changes; None outside one."""
     root = Path(pdevis.__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
@@ -60,7 +60,7 @@ def git_state() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        # an environment's folder may lie inside somebody else's repository
+        # the folder of an environment may lie inside another project's repository
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
