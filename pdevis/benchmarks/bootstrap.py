@@ -69,7 +69,7 @@ def format_interval(
 
 
 def describe_bootstrap(kind: str) -> dict[str, Any]:
-    """Return what a summary says about its intervals; `kind` names the resampled units."""
+    """Return the description of a summary's intervals; `kind` names the resampled units."""
     return {"kind": kind, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
 
 

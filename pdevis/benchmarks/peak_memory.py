@@ -36,7 +36,7 @@ WEIGHT_PACKAGES = ("pdevis", "bitsandbytes")  # packages whose objects may hold 
 def measure_memory(
     pair_arguments: dict[str, Any], *, draft: DraftConfig, gamma: int | str, length: int
 ) -> dict[str, Any]:
-    """Run the decoder in a child process; return what it prints, or {"left_out": reason} if it fails.
+    """Run the decoder in a child process; return its result, or {"left_out": reason} if it fails.
 
     Args:
         pair_arguments: the arguments of `load_pair`, without `draft`.
@@ -55,7 +55,7 @@ def measure_memory(
 
 
 def summarize_memory(entry: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what `measure_memory` measured, with the ratios of the peak to the bytes of the weights.
+    """Return the result of `measure_memory` with the ratios of the peak to the bytes of the weights.
 
     `models_over_weights` is the ratio without the bytes that were resident before the models were loaded. None if
     memory was not measured.

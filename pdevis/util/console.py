@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_COLUMNS = 200  # width of a table in a pipe or a file, which has no window to fit into
-MISSING = "–"  # stands in tables for what was not measured
+MISSING = "–"  # in tables, for a value that was not measured
 
 
 def make_console() -> Console:

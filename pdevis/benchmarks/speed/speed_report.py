@@ -257,7 +257,7 @@ def add_device_metrics(rows: Sequence[Row], results: Mapping[str, Results]) -> N
 
 
 def equality(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return whether all greedy ids that must equal those of plain decoding do, and which are not comparable."""
+    """Compare the greedy ids of all decoders with those of plain decoding, as far as they must be equal."""
     compared = [row for row in rows if row["compared"] and row.get("same_ids") is not None]
     different = {row["name"]: row["prompts"] - row["same_ids"] for row in compared if row["same_ids"] < row["prompts"]}
     return {

@@ -158,7 +158,7 @@ def memory_line(memory: dict[str, Any]) -> str:
 
 
 def equality_lines(equality: dict[str, Any]) -> list[str]:
-    """Return the lines that say whether greedy outputs are equal, and which are not comparable."""
+    """Return the lines about equality of greedy outputs, and about decoders that are not comparable."""
     lines = [f"not compared: {name} ({note})" for name, note in equality["not_compared"].items()]
     if not equality["compared"]:
         return lines

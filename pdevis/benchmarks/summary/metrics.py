@@ -12,7 +12,7 @@ from typing import Any
 from pdevis.benchmarks.bootstrap import Interval, as_json, interval, mean_of_ratios, ratio, ratio_of_ratios
 from pdevis.benchmarks.summary.load_results import Question
 
-Terms = tuple[float, ...] | None  # what one question adds to the sums of a metric; None: not measured
+Terms = tuple[float, ...] | None  # one question's addends to the sums of a metric; None: not measured
 
 
 def tokens_per_second(questions: Sequence[Question], method: str) -> Interval | None:

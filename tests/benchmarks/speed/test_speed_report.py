@@ -1,44 +1,14 @@
 """The metrics of the speed comparison, on invented measurements."""
 
-from dataclasses import asdict
-
 import pytest
 
+from helpers.speed_results import entry, measured, stats
 from pdevis.benchmarks.peak_memory import summarize_memory
 from pdevis.benchmarks.speed.decoders import PLAIN
 from pdevis.benchmarks.speed.draft_step import summarize_steps
 from pdevis.benchmarks.speed.speed_report import equality, expected_length, make_rows, rejections
-from pdevis.generation import DecodeStats
 
 OURS = "pdevis, exact, γ=4"
-
-
-def stats(accepts: list[int], drafts: list[int], draft: float, verify: float, total: float) -> dict:
-    """Statistics of a generation whose rounds added `accepts` tokens (bonus included) after drafting `drafts`."""
-    return asdict(
-        DecodeStats(
-            new_tokens=sum(accepts),
-            rounds=len(accepts),
-            drafted=sum(drafts),
-            draft_steps=sum(drafts),
-            accepted=sum(accepts) - len(accepts),
-            accept_lengths=accepts,
-            draft_lengths=drafts,
-            draft_seconds=draft,
-            verify_seconds=verify,
-            prefill_seconds=0.5,
-            total_seconds=total,
-        )
-    )
-
-
-def measured(ids: list[int], seconds: float, stats: dict | None = None, kind: str = "peer", **more) -> dict:
-    decoder = {"kind": kind, "gamma": None, "compared": True, "note": None}
-    return decoder | more | {"seconds": seconds, "ids": ids, "stats": stats}
-
-
-def entry(**decoders) -> dict:
-    return {"kind": "prompt", "category": None, "left_out": {}, "contestants": decoders}
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def test_a_prompt_that_is_too_long_for_the_context_is_named(main, flags, capsys)
         (["--specbench", "no/such.jsonl"], ["no/such.jsonl", "no such file"]),
         (["--gguf", "no/such.gguf"], ["--gguf", "no/such.gguf", "does not exist"]),
         (["--resume"], ["--resume", "--output"]),
-        (["--output", "tests"], ["--output tests", "is a folder"]),
+        (["--output", "/"], ["--output /", "is a folder"]),
     ],
 )
 def test_wrong_flags(main, argv, words, capsys):

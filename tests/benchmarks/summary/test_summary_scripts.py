@@ -1,4 +1,4 @@
-"""The summary scripts as a user runs them: tables, JSON, plots, Spec-Bench's files, and every mistake in one line."""
+"""The summary scripts from the command line: tables, JSON, plots, Spec-Bench's files, one line per mistake."""
 
 from __future__ import annotations
 
