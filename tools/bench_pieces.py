@@ -152,9 +152,8 @@ def run(args: Namespace) -> None:
     from torch.utils.benchmark import Timer
     from tqdm import tqdm
 
-    from pdevis.benchmarks.summary.summary_table import table
     from pdevis.loading.checkpoint import check_device
-    from pdevis.util.console import make_console
+    from pdevis.util.console import make_console, make_table
 
     device = check_device(args.device)
     formats = formats_of(args.formats, device)
@@ -176,7 +175,7 @@ def run(args: Namespace) -> None:
             rows.setdefault(name, {})[k] = f"{1000 * found.median:.3f} ±{1000 * found.iqr:.3f}"
     widths = sorted({k for row in rows.values() for k in row})
     body = [(name, *(row.get(k, "–") for k in widths)) for name, row in rows.items()]
-    make_console().print(table(("ms (median ±IQR)", *(f"k={k}" for k in widths)), body))
+    make_console().print(make_table(("ms (median ±IQR)", *(f"k={k}" for k in widths)), body))
     print(f"{args.model} on {device}, {threads} threads, {CONTEXT} tokens of context")
 
 

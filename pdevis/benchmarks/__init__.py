@@ -1,1 +1,2 @@
-"""Benchmarks: what is asked and how answers are scored (`tasks`), how runs are done, stored and summarised."""
+"""Benchmarks: tasks and their scores (`tasks`), runs that can be resumed (`runs`), summaries with intervals
+(`summary`), the ablation grid (`ablation`), the speed comparison (`speed`), peak memory and weight formats."""

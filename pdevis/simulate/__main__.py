@@ -104,8 +104,7 @@ def run(args: argparse.Namespace) -> None:
     from pdevis.simulate.trace_selection import find_timing, read_traces
     from pdevis.util.console import make_console
 
-    for path in args.trace:
-        check_targets(path, {"--plot": args.plot})
+    check_targets(args.trace, {"--plot": args.plot})
     traces = read_traces(args.trace)
     profile = None if args.tuned is None else read_profile(args.tuned)
     timing = find_timing(traces, args.draft_ms, args.target_ms, profile, args.token_ms)

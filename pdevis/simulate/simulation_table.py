@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pdevis.benchmarks.summary.summary_table import MISSING, number, table
+from pdevis.util.console import MISSING, format_number, make_table
 
 COLUMNS = (
     "devices",
@@ -33,7 +33,7 @@ def show_simulation(console: Console, result: dict[str, Any]) -> None:
     for line in head_lines(result):
         console.print(Text(line), soft_wrap=True)
     notes = list(dict.fromkeys(row["note"] for row in result["rows"] if row["note"]))
-    console.print(table(COLUMNS, [_cells(row, notes) for row in result["rows"]]))
+    console.print(make_table(COLUMNS, [_cells(row, notes) for row in result["rows"]]))
     for line in [LEGEND, *(f"[{place}] {note}" for place, note in enumerate(notes, 1)), *limit_lines(result["limits"])]:
         console.print(Text(line), soft_wrap=True)
     for line in result["assumptions"]:
@@ -74,17 +74,17 @@ def limit_lines(limits: dict[str, Any]) -> list[str]:
 def _cells(row: dict[str, Any], notes: list[str]) -> tuple[str, ...]:
     threshold = MISSING if row["threshold"] is None else f"{row['threshold']:g}"
     lanes = f"{row['attention_window']} + {row['mlp_window']}" if row["attention_window"] else MISSING
-    alpha = number(row["acceptance_rate"], 2)
+    alpha = format_number(row["acceptance_rate"], 2)
     return (
         str(row["devices"]),
         threshold,
         lanes,
-        number(row["draft_step_ms"], 2),
-        number(row["draft_speedup"], 2),
-        number(row["speedup_over_plain"], 2),
-        number(row["speedup_over_exact"], 2),
-        number(row["target_idle_ms"], 2),
-        number(row["drafter_idle_ms"], 2),
-        number(row["serial_depth"], 1),
+        format_number(row["draft_step_ms"], 2),
+        format_number(row["draft_speedup"], 2),
+        format_number(row["speedup_over_plain"], 2),
+        format_number(row["speedup_over_exact"], 2),
+        format_number(row["target_idle_ms"], 2),
+        format_number(row["drafter_idle_ms"], 2),
+        format_number(row["serial_depth"], 1),
         f"{alpha} measured" if not row["note"] else f"{alpha} [{notes.index(row['note']) + 1}]",
     )

@@ -1,18 +1,28 @@
-"""Figures that need no display: made, saved as PNG, with error bars. matplotlib is imported at first use."""
+"""The plotting style of all scripts: made for print, so shades, hatches and markers tell parts apart, never colour
+alone. Figures need no display and are saved as PNG. matplotlib is imported at first use.
+
+    figure = new_figure(8, 4)
+    axes = figure.subplots()
+    style_grid(axes, "x")
+    save(figure, Path("plot.png"))
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pdevis.util.files import write_atomic
 
+SMALL_FONT = 8  # points, of legends and labels of data points
+DOTS_PER_INCH = 150
+
 
 def new_figure(width: float, height: float) -> Any:
-    """A figure that needs no display."""
+    """Return an empty matplotlib figure; width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -22,24 +32,40 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all. Raises OSError if it cannot be written."""
     image = BytesIO()
-    figure.savefig(image, format="png", dpi=150)
+    figure.savefig(image, format="png", dpi=DOTS_PER_INCH)
     write_atomic(path, image.getvalue())
 
 
-def error_bars(figures: Sequence[dict[str, Any] | None], scale: float = 1) -> tuple[list[float], list[list[float]]]:
-    """Values and the lengths of their error bars down and up; nan for what was not measured, 0 without interval."""
-    values = [nan if each is None else scale * each["value"] for each in figures]
+def style_grid(axes: Any, axis: Literal["x", "y", "both"]) -> None:
+    """Draw light grid lines below the data."""
+    axes.grid(axis=axis, color="0.88")
+    axes.set_axisbelow(True)
+
+
+def error_bars(
+    intervals: Sequence[Mapping[str, Any] | None], scale: float = 1
+) -> tuple[list[float], list[list[float]]]:
+    """Return values, and the lengths of their error bars down and up.
+
+    Args:
+        intervals: {"value", "low", "high"} each. None has the value nan; a missing interval has bars of length 0.
+        scale: factor, 100 for percent.
+    """
+    values = [nan if interval is None else scale * interval["value"] for interval in intervals]
     lengths = []
-    for end in ("low", "high"):
+    for key, sign in (("low", -1), ("high", 1)):
         ends = [
-            value if each is None or each[end] is None else scale * each[end] for each, value in zip(figures, values)
+            value if interval is None or interval[key] is None else scale * interval[key]
+            for interval, value in zip(intervals, values, strict=True)
         ]
-        lengths.append([max(0.0, (end_ - value) * (1 if end == "high" else -1)) for end_, value in zip(ends, values)])
+        lengths.append([max(0.0, sign * (end - value)) for end, value in zip(ends, values, strict=True)])
     return values, lengths
 
 
-def not_measured(axes: Any) -> None:
-    place = {"ha": "center", "va": "center", "transform": axes.transAxes}
-    axes.text(0.5, 0.5, "not measured", backgroundcolor="white", **place)
+def mark_not_measured(axes: Any) -> None:
+    """Write "not measured" into empty axes."""
+    centred = {"ha": "center", "va": "center", "transform": axes.transAxes}
+    axes.text(0.5, 0.5, "not measured", backgroundcolor="white", **centred)
     axes.set_xticks([])

@@ -2,12 +2,11 @@
 
     python summary/ablation/summary_ablation.py --input results/ablation.json --output results/ablation_summary.json
     python summary/ablation/summary_ablation.py --input … --output … --plot results/ablation.png
-    python summary/ablation/summary_ablation.py --input results/ablation.json.partial.jsonl --output …   # unfinished
 
-Per cell: draft speedup (draft tokens/s over those of `exact`) and retention (acceptance rate over its), both
-with the same γ and on the same questions; acceptance, mean skip, serial depth, speed over the target, and how many
-greedy answers equal the target's. Intervals are 95 % bootstrap intervals over questions. Cells on the frontier, where
-no other drafts as fast and keeps as much, are starred and joined in the plot. No model is loaded.
+Per cell of the grid: draft speedup (draft tokens/s over those of `exact`) and retention (acceptance rate over that of
+`exact`), both with the same γ and on the same questions; acceptance, mean skip, serial depth, speed over the target,
+and the number of greedy answers that equal the target's. Cells on the frontier, for which no other cell drafts as fast
+and keeps as much of the acceptance, are starred and joined in the plot.
 """
 
 from __future__ import annotations

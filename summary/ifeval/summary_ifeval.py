@@ -2,11 +2,8 @@
 
     python summary/ifeval/summary_ifeval.py --input results/ifeval.json --output results/ifeval_summary.json
     python summary/ifeval/summary_ifeval.py --input … --output … --plot results/ifeval.png
-    python summary/ifeval/summary_ifeval.py --input results/ifeval.json.partial.jsonl --output …  # unfinished
 
 Reports speed, acceptance and instruction following: strict and loose, per prompt and per instruction.
-Rates are ratios of sums; every figure has a 95 % bootstrap interval over questions. Methods that were not run are
-left out, questions that failed are counted and not averaged in. No model is loaded.
 """
 
 from __future__ import annotations

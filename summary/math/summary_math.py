@@ -2,11 +2,8 @@
 
     python summary/math/summary_math.py --input results/math.json --output results/math_summary.json
     python summary/math/summary_math.py --input … --output … --plot results/math.png
-    python summary/math/summary_math.py --input results/math.json.partial.jsonl --output …  # unfinished
 
 Reports speed, acceptance and accuracy (equivalence of the answers, by math-verify).
-Rates are ratios of sums; every figure has a 95 % bootstrap interval over questions. Methods that were not run are
-left out, questions that failed are counted and not averaged in. No model is loaded.
 """
 
 from __future__ import annotations

@@ -2,11 +2,8 @@
 
     python summary/mgsm/summary_mgsm.py --input results/mgsm.json --output results/mgsm_summary.json
     python summary/mgsm/summary_mgsm.py --input … --output … --plot results/mgsm.png
-    python summary/mgsm/summary_mgsm.py --input results/mgsm.json.partial.jsonl --output …  # unfinished
 
 Reports speed, acceptance and accuracy, overall and per language.
-Rates are ratios of sums; every figure has a 95 % bootstrap interval over questions. Methods that were not run are
-left out, questions that failed are counted and not averaged in. No model is loaded.
 """
 
 from __future__ import annotations

@@ -2,11 +2,8 @@
 
     python summary/mmlu/summary_mmlu.py --input results/mmlu.json --output results/mmlu_summary.json
     python summary/mmlu/summary_mmlu.py --input … --output … --plot results/mmlu.png
-    python summary/mmlu/summary_mmlu.py --input results/mmlu.json.partial.jsonl --output …  # unfinished
 
 Reports speed, acceptance and accuracy: per subject, macro (mean over subjects) and micro (mean over questions).
-Rates are ratios of sums; every figure has a 95 % bootstrap interval over questions. Methods that were not run are
-left out, questions that failed are counted and not averaged in. No model is loaded.
 """
 
 from __future__ import annotations

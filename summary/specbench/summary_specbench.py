@@ -2,14 +2,11 @@
 
     python summary/specbench/summary_specbench.py --input results/specbench.jsonl --output results/spec_summary.json
     python summary/specbench/summary_specbench.py --input … --output … --plot results/spec.png
-    python summary/specbench/summary_specbench.py --input results/specbench.jsonl.partial.jsonl --output …  # unfinished
     python summary/specbench/summary_specbench.py --input … --output … --spec-bench-answers answers.jsonl
 
 Reports speed over the target and mean accepted length, per category and for conversations of several turns.
 --spec-bench-answers writes the answers in Spec-Bench's own format, for its own scorer: the speculative ones to FILE,
 the target's to FILE with "-baseline" before its ending.
-Rates are ratios of sums; every figure has a 95 % bootstrap interval over questions. Methods that were not run are
-left out, questions that failed are counted and not averaged in. No model is loaded.
 """
 
 from __future__ import annotations

@@ -2,12 +2,9 @@
 
     python summary/wmt/summary_wmt.py --input results/wmt.json --output results/wmt_summary.json
     python summary/wmt/summary_wmt.py --input … --output … --plot results/wmt.png
-    python summary/wmt/summary_wmt.py --input results/wmt.json.partial.jsonl --output …  # unfinished
 
 Reports speed, acceptance and translation quality: sentence scores with intervals, corpus BLEU, chrF++ and TER with
 sacrebleu's signatures, and sacrebleu's paired significance test between target and speculative.
-Rates are ratios of sums; every figure has a 95 % bootstrap interval over questions. Methods that were not run are
-left out, questions that failed are counted and not averaged in. No model is loaded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Result entries as the evaluate scripts write them, made up with known counts, for the tests of the summaries."""
+"""Invented result entries with known counts, in the form of the evaluate scripts, for the tests of the summaries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPEED = {"target": 10.0, "drafter": 40.0, "speculative": 16.0}
 
 
 class GroupedTask:
-    """A task whose answers are right where they say "right", by `colour`."""
+    """A task whose only right answer is "right", grouped by subject."""
 
     name = "mmlu"
     metrics = ("correct",)
@@ -38,9 +38,9 @@ class SpecTask(GroupedTask):
         return {}
 
 
-def block(method: str, text: str, tokens: int, chance: random.Random) -> dict[str, Any]:
-    seconds = tokens / SPEED[method] * chance.uniform(0.9, 1.1)
-    made: dict[str, Any] = {
+def block(method: str, text: str, tokens: int, generator: random.Random) -> dict[str, Any]:
+    seconds = tokens / SPEED[method] * generator.uniform(0.9, 1.1)
+    result: dict[str, Any] = {
         "output_text": text,
         "tokens_generated": tokens,
         "seconds": seconds,
@@ -52,9 +52,9 @@ def block(method: str, text: str, tokens: int, chance: random.Random) -> dict[st
     if method == "speculative":
         lengths = []
         while sum(lengths) < tokens:
-            lengths.append(min(chance.randint(1, 5), tokens - sum(lengths)))
+            lengths.append(min(generator.randint(1, 5), tokens - sum(lengths)))
         rounds = len(lengths)
-        made |= {
+        result |= {
             "mean_skip": 2.0,
             "acceptance_rate": (tokens - rounds) / (4 * rounds),
             "accept_lengths": lengths,
@@ -66,15 +66,15 @@ def block(method: str, text: str, tokens: int, chance: random.Random) -> dict[st
             "draft_steps": 4 * rounds,
             "same_as_target": True,
         }
-    return made
+    return result
 
 
 def entries(
     benchmark: str, count: int, methods: tuple[str, ...] = ("target", "drafter", "speculative"), seed: int = 0
 ) -> list[dict[str, Any]]:
     """`count` entries of "mmlu" or "specbench"; right answers: target 3 of 4, speculative 3 of 4, drafter 1 of 4."""
-    chance = random.Random(seed)
-    made = []
+    generator = random.Random(seed)
+    results = []
     for i in range(count):
         if benchmark == "specbench":
             entry: dict[str, Any] = {"question_id": i, "category": ("qa", "writing")[i % 2], "prompt_text": ["Why?"]}
@@ -83,13 +83,13 @@ def entries(
         for method in methods:
             right = i % 4 == 0 if method == "drafter" else i % 4 != 3
             text = "right" if right else "wrong"
-            made_block = block(method, text, chance.randint(5, 30), chance)
+            result = block(method, text, generator.randint(5, 30), generator)
             if benchmark == "specbench":
-                turns = [made_block] + [block(method, "again", 8, chance)] * (i % 2)
-                made_block = joined(turns)
-            entry[method_keys(benchmark)[method]] = made_block
-        made.append(entry)
-    return made
+                turns = [result] + [block(method, "again", 8, generator)] * (i % 2)
+                result = joined(turns)
+            entry[method_keys(benchmark)[method]] = result
+        results.append(entry)
+    return results
 
 
 def joined(turns: list[dict[str, Any]]) -> dict[str, Any]:
@@ -102,17 +102,17 @@ def joined(turns: list[dict[str, Any]]) -> dict[str, Any]:
     return total | {"turns": turns}
 
 
-def save(path: Path, made: list[dict[str, Any]], benchmark: str = "mmlu") -> Path:
+def save(path: Path, results: list[dict[str, Any]], benchmark: str = "mmlu") -> Path:
     if benchmark == "specbench":
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in made))
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in results))
     else:
-        path.write_text(json.dumps(made))
+        path.write_text(json.dumps(results))
     return path
 
 
-def save_journal(path: Path, made: list[dict[str, Any]], benchmark: str = "mmlu") -> Path:
+def save_journal(path: Path, results: list[dict[str, Any]], benchmark: str = "mmlu") -> Path:
     """The journal of a run that was killed while it wrote a line."""
     lines = [json.dumps({"header": {"benchmark": benchmark, "settings": {"gamma": 4}}})]
-    lines += [json.dumps({"index": i, "entry": entry}) for i, entry in enumerate(made)]
+    lines += [json.dumps({"index": i, "entry": entry}) for i, entry in enumerate(results)]
     path.write_text("\n".join(lines) + '\n{"index": 99, "ent')
     return path

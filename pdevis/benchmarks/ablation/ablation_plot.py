@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pdevis.util.plotting import error_bars, new_figure, not_measured, save
+from pdevis.util.plotting import error_bars, mark_not_measured, new_figure, save, style_grid
 
 MARKERS = {"exact": "o", "skip": "^", "parallel": "s"}
 FILLS = {"exact": "white", "skip": "0.7", "parallel": "black"}
@@ -51,7 +51,7 @@ def plot_grid(summary: dict[str, Any]) -> Any:
         _points(axes, cells)
         _labels(axes, cells)
     else:
-        not_measured(axes)
+        mark_not_measured(axes)
     return figure
 
 
@@ -79,8 +79,7 @@ def _points(axes: Any, cells: list[dict[str, Any]]) -> None:
         (cell["draft_speedup"]["value"], cell["retention"]["value"]) for cell in cells if cell["frontier"]
     )
     axes.plot(*zip(*frontier), color="black", linestyle="--", linewidth=1, label="frontier", zorder=2)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
+    style_grid(axes, "both")
     axes.figure.legend(loc="outside lower center", ncols=5, frameon=False)
 
 

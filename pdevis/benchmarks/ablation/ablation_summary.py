@@ -15,10 +15,20 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from pdevis.benchmarks.bootstrap import LEVEL, RESAMPLES, SEED, Figure, Interval, interval, ratio, ratio_of_ratios
+from pdevis.benchmarks.bootstrap import (
+    Statistic,
+    as_json,
+    describe_bootstrap,
+    format_interval,
+    interval,
+    ratio,
+    ratio_of_ratios,
+)
 from pdevis.benchmarks.runs.journal import find_journals, read_journals, read_result
-from pdevis.benchmarks.summary.load_results import output_of
-from pdevis.benchmarks.summary.summary_table import MISSING, NARROW, bounds, number, run_lines, table
+from pdevis.benchmarks.summary.load_results import output_of_journal
+from pdevis.benchmarks.summary.metrics import compare_drafting
+from pdevis.benchmarks.summary.summary_table import NARROW_COLUMNS, run_lines
+from pdevis.util.console import MISSING, format_number, make_table
 
 SETTING = ("mode", "check", "threshold", "window", "gamma")
 NUMBERS = ("drafted", "accepted", "draft_steps", "tokens", "skipped", "depth", "draft_seconds", "seconds")
@@ -42,7 +52,7 @@ def load_grid(path: Path) -> Grid:
     Raises:
         ValueError: for a file that is missing, broken, or no ablation's; on one line.
     """
-    output = output_of(path)
+    output = output_of_journal(path)
     if output is not None:
         return _load_journals(path, output)
     try:
@@ -99,12 +109,7 @@ def summarize_grid(grid: Grid) -> dict[str, Any]:
         "partial": grid.partial,
         "items": len(grid.target),
         "errors": sum("error" in entry for cell in [grid.target, *grid.cells] for entry in cell.values()),
-        "intervals": {
-            "kind": "percentile bootstrap over questions, paired with exact of the same gamma",
-            "level": LEVEL,
-            "resamples": RESAMPLES,
-            "seed": SEED,
-        },
+        "intervals": describe_bootstrap("percentile bootstrap over questions, paired with exact of the same gamma"),
         "target": {"items": len(target), "tokens_per_second": _figure([target], ("tokens", "seconds"), ratio)},
         "cells": cells,
         "run": grid.header,
@@ -118,7 +123,7 @@ def _cell(grid: Grid, place: int) -> dict[str, Any]:
         (i for i, each in enumerate(grid.settings) if each["mode"] == "exact" and each["gamma"] == setting["gamma"]),
         None,
     )
-    exact = _paired(entries, grid.cells[base]) if base is not None else []
+    exact = _paired(entries, grid.cells[base]) if base is not None else ([], [])
     compared = [entry["same_as_target"] for entry in good if "same_as_target" in entry]
     ties = sum(bool((entry.get("first_difference") or {}).get("near_tie")) for entry in good)
     figures = {
@@ -126,8 +131,7 @@ def _cell(grid: Grid, place: int) -> dict[str, Any]:
         "acceptance_rate": _figure([good], ("accepted", "drafted"), ratio),
         "mean_skip": _figure([good], ("skipped", "draft_steps"), ratio),
         "serial_depth": _figure([good], ("depth", "draft_steps"), ratio),
-        "draft_speedup": _figure(exact, ("drafted", "draft_seconds"), ratio_of_ratios),
-        "retention": _figure(exact, ("accepted", "drafted"), ratio_of_ratios),
+        **compare_drafting(*exact),
         "speed_over_target": _figure(_paired(entries, grid.target), ("tokens", "seconds"), ratio_of_ratios),
         "same_as_target": {"items": len(compared), "same": sum(compared), "near_ties": ties} if compared else None,
     }
@@ -141,9 +145,8 @@ def _paired(entries: dict[int, Any], base: dict[int, Any]) -> list[list[dict[str
     return [[part[i] for i in both] for part in (entries, base)]
 
 
-def _figure(parts: list[list[dict[str, Any]]], names: tuple[str, str], figure: Figure) -> dict[str, Any] | None:
-    found: Interval | None = interval([[entry[name] for entry in part] for part in parts for name in names], figure)
-    return found and found.as_dict()
+def _figure(parts: list[list[dict[str, Any]]], names: tuple[str, str], statistic: Statistic) -> dict[str, Any] | None:
+    return as_json(interval([[entry[name] for entry in part] for part in parts for name in names], statistic))
 
 
 def _dominates(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
@@ -159,9 +162,9 @@ def show_grid(console: Console, summary: dict[str, Any]) -> None:
     console.print(Text(f"{summary['benchmark']} ablation: {state}{counts} (brackets: 95 % bootstrap intervals)"))
     for text in run_lines(summary["run"]):
         console.print(Text(text), soft_wrap=True)
-    speed = bounds(summary["target"]["tokens_per_second"], 2)
+    speed = format_interval(summary["target"]["tokens_per_second"], 2)
     console.print(Text(f"the target alone: {speed} tokens/s"))
-    brief = console.width < NARROW
+    brief = console.width < NARROW_COLUMNS
     rows = []
     for cell in summary["cells"]:
         same = cell.get("same_as_target")
@@ -169,15 +172,15 @@ def show_grid(console: Console, summary: dict[str, Any]) -> None:
             (
                 cell["mode"] + " *" * cell["frontier"],
                 *(MISSING if cell[name] is None else f"{cell[name]}" for name in SETTING[1:]),
-                bounds(cell.get("draft_speedup"), 2, brief=brief),
-                bounds(cell.get("retention"), 3, brief=brief),
-                bounds(cell.get("acceptance_rate"), 3, brief=brief),
-                *(number((cell.get(name) or {}).get("value"), 2) for name in ("mean_skip", "serial_depth")),
-                bounds(cell.get("speed_over_target"), 2, brief=brief),
+                format_interval(cell.get("draft_speedup"), 2, brief=brief),
+                format_interval(cell.get("retention"), 3, brief=brief),
+                format_interval(cell.get("acceptance_rate"), 3, brief=brief),
+                *(format_number((cell.get(name) or {}).get("value"), 2) for name in ("mean_skip", "serial_depth")),
+                format_interval(cell.get("speed_over_target"), 2, brief=brief),
                 f"{same['same']}/{same['items']}" if same else MISSING,
                 str(cell["errors"]),
             )
         )
     figures = ("draft speedup", "retention", "acceptance", "skip", "depth", "speed / target", "equal", "failed")
-    console.print(table(("mode", "check", "threshold", "window", "γ", *figures), rows))
+    console.print(make_table(("mode", "check", "threshold", "window", "γ", *figures), rows))
     console.print(Text("* on the frontier: no other cell drafts as fast and keeps as much"), soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Speed comparisons: decoders, baselines, runs, tables, plots."""
+"""The speed comparison of pdevis with other decoders: its settings, decoders, run, report, tables and plots."""

@@ -1,47 +1,55 @@
-"""Speed of several decoders on the same prompts, in one process and in turn: a drifting machine hurts all alike.
+"""The decoders of the speed comparison, the prompts that they continue, and the timing.
 
-Every contestant writes the same number of tokens behind the same prompt (EOS is ignored). All of them take their turn
-on one prompt before the next one starts, in an order that changes from prompt to prompt.
+Its one idea: measurements are interleaved, so that a machine whose speed drifts affects all decoders alike. Every
+decoder writes the same number of tokens after the same prompt (EOS is ignored). All of them run on one prompt before
+the next one starts, in an order that changes from prompt to prompt.
 
-    python evaluation/speed/evaluate_speed.py --gammas 4,auto
+    decoders = [plain(pair), speculative(pair, DraftConfig(mode="skip"), gamma=4)]
+    measured = measure(decoders, pair.encode("Why is the sky blue?"), length=64, prompt_number=0)
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pdevis.benchmarks.tasks.specbench import SpecBench
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats
 from pdevis.util.argtypes import one_line
+from pdevis.util.labels import format_rule
+from pdevis.util.prompts import PROMPTS
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
 
 PLAIN = "pdevis, target alone"
 WARM_UP_TOKENS = 8
-Run = Callable[[list[int], int], tuple[list[int], DecodeStats | None]]
+# (prompt ids, number of new tokens) -> the new ids and, from pdevis, statistics
+DecodeFunction = Callable[[list[int], int], tuple[list[int], DecodeStats | None]]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Decoder:
     """A decoder to be timed.
 
     Args:
         name: unique in a run.
-        run: (prompt ids, new tokens) -> the new ids and, of ours, statistics.
-        kind: "plain" is the reference of the others; "peer" is not ours.
-        gamma: draft tokens per round, where they are given.
-        compared: whether its greedy ids must be those of plain decoding.
-        note: why not, where they need not.
-        draft_device: where the drafter runs, where several places are compared.
-        overlap: the name of the same decoder without drafting ahead; None: it does not draft ahead.
+        decode: the function that is timed.
+        kind: "plain" is the reference of the others, "speculative" is pdevis too, "peer" is another library's.
+        gamma: draft tokens per round, if the decoder was given a number.
+        compared: True if its greedy ids must be those of plain decoding.
+        note: the reason if they need not be.
+        draft_device: device of the drafter, if several are compared.
+        overlap: name of the same decoder without drafting ahead; None: it does not draft ahead.
     """
 
     name: str
-    run: Run
+    decode: DecodeFunction
     kind: Literal["plain", "speculative", "peer"] = "peer"
     gamma: int | str | None = None
     compared: bool = True
@@ -50,87 +58,156 @@ class Contestant:
     overlap: str | None = None
 
     def describe(self) -> dict[str, Any]:
-        """All but the name and the function, ready for JSON."""
+        """Return all fields except name and function, ready for JSON."""
         names = ("kind", "gamma", "compared", "note", "draft_device", "overlap")
         return {name: getattr(self, name) for name in names}
 
 
-def plain(pair: SpeculativePair) -> Contestant:
-    """pdevis decoding with the target alone, greedy: what the others are compared with."""
+@dataclass
+class DecoderSet:
+    """Decoders that can be measured, and the reason for each one that cannot, by name."""
 
-    def run(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
-        made = pair.generate(ids, DecodeConfig(max_new_tokens=length, eos_ids=()), "target")
-        return made.ids, made.stats
+    decoders: list[Decoder] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
-    return Contestant(PLAIN, run, "plain")
+
+def plain(pair: SpeculativePair) -> Decoder:
+    """Return greedy decoding with the target alone, the reference of all other decoders."""
+
+    def decode(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
+        generation = pair.generate(ids, DecodeConfig(max_new_tokens=length, eos_ids=()), "target")
+        return generation.ids, generation.stats
+
+    return Decoder(PLAIN, decode, "plain")
 
 
 def speculative(
-    pair: SpeculativePair, draft: DraftConfig, gamma: int | str, device: str | None = None, overlap: bool = False
-) -> Contestant:
-    """pdevis' speculative decoding under the given drafting settings, greedy. Leaves the pair configured so.
+    pair: SpeculativePair, draft: DraftConfig, *, gamma: int | str, device: str | None = None, overlap: bool = False
+) -> Decoder:
+    """Return greedy speculative decoding under the given drafting settings. Leaves the pair configured so.
 
-    `device` says where the pair's drafter runs, where that is to be in the name.
+    Args:
+        pair: the models.
+        draft: how the drafter's layers run.
+        gamma: draft tokens per round, or "auto".
+        device: device list of the pair's drafter, if it is to be in the name.
+        overlap: draft ahead while the target verifies.
     """
     pair.configure(draft)
 
-    def run(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
-        if pair.draft != draft:  # what γ = "auto" has learnt of a drafter stays with it
+    def decode(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
+        if pair.draft != draft:  # configure() would drop what γ = "auto" has learnt about this drafter
             pair.configure(draft)
         config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=(), overlap=overlap)
-        made = pair.generate(ids, config, "speculative")
-        return made.ids, made.stats
+        generation = pair.generate(ids, config, "speculative")
+        return generation.ids, generation.stats
 
-    name = name_of(draft, pair.mode, gamma) + (f" on {device}" if device else "")
-    more = {"draft_device": device, "overlap": name if overlap else None}
-    return Contestant(name + ", overlap" * overlap, run, "speculative", gamma, **more)
-
-
-def name_of(draft: DraftConfig, mode: str, gamma: int | str) -> str:
-    """A row's name, such as "pdevis, skip planned τ=0.9 W=2, γ=4"; `mode` is what "auto" became."""
-    rule = mode if mode == "exact" else f"{mode} {draft.check} τ={draft.threshold:g} W={draft.window}"
-    if mode == "parallel" and (draft.attention_lanes, draft.mlp_lanes) != (draft.window, min(draft.window, 2)):
-        rule += f" ({draft.attention_lanes} + {draft.mlp_lanes})"
-    if mode != "exact":
-        ends, usual = (draft.keep_first, draft.keep_last), DraftConfig()
-        rule += f" ends {ends[0]} + {ends[1]}" if ends != (usual.keep_first, usual.keep_last) else ""
-        rule += "" if draft.calibrate else " uncalibrated"
-    return f"pdevis, {rule}, γ={gamma}"
+    name = f"pdevis, {format_rule(draft, 'full', pair.mode)}, γ={gamma}" + (f" on {device}" if device else "")
+    if not overlap:
+        return Decoder(name, decode, "speculative", gamma=gamma, draft_device=device)
+    return Decoder(f"{name}, overlap", decode, "speculative", gamma=gamma, draft_device=device, overlap=name)
 
 
-def turn_order(count: int, number: int) -> list[int]:
-    """The order of contestants on prompt `number`: reversed every second time, rotated by one every two."""
-    shift = number // 2 % count
-    order = [*range(shift, count), *range(shift)]
-    return order if number % 2 == 0 else order[::-1]
+def pairs_by_device(pair: SpeculativePair, device_lists: Sequence[str]) -> list[tuple[str | None, SpeculativePair]]:
+    """Return (device list, pair): the pair itself for the first list, then the same target with another drafter."""
+    if not device_lists:
+        return [(None, pair)]
+    return [(device_lists[0], pair), *((devices, _with_drafter_on(pair, devices)) for devices in device_lists[1:])]
 
 
-def warm_up(contestants: Sequence[Contestant], ids: list[int]) -> tuple[list[Contestant], dict[str, str]]:
-    """Run each on a few tokens; returns those that work, and why a peer does not. Our own errors are raised."""
-    kept, left_out = [], {}
-    for contestant in contestants:
+def _with_drafter_on(pair: SpeculativePair, devices: str) -> SpeculativePair:
+    from pdevis.devices import find_device_slots
+    from pdevis.pair import SpeculativePair
+    from pdevis.parallel.worker_pool import WorkerPool
+
+    if not isinstance(pair.workers, WorkerPool):
+        raise ValueError("--draft_devices: several device lists need a drafter in separate processes, not ranks")
+    workers = pair.workers.again_on(find_device_slots(devices, "draft_devices"))
+    labels = pair.labels | {"draft_device": devices}
+    return SpeculativePair(pair.target, workers, pair.tokenizer, pair.eos_ids, pair.draft, labels, pair.profile)
+
+
+def warm_up(decoders: Sequence[Decoder], ids: list[int]) -> DecoderSet:
+    """Run each decoder on a few tokens, and leave out the baselines that fail. Errors of pdevis are raised."""
+    working = DecoderSet()
+    for decoder in decoders:
         try:
-            contestant.run(ids, WARM_UP_TOKENS)
-            kept.append(contestant)
+            decoder.decode(ids, WARM_UP_TOKENS)
         except Exception as error:
-            if contestant.kind != "peer":
+            if decoder.kind != "peer":
                 raise
-            left_out[contestant.name] = f"it fails: {type(error).__name__}: {one_line(error)[:200]}"
-    return kept, left_out
+            working.left_out[decoder.name] = f"it fails: {type(error).__name__}: {one_line(error)[:200]}"
+        else:
+            working.decoders.append(decoder)
+    return working
 
 
-def measure(contestants: Sequence[Contestant], ids: list[int], length: int, number: int) -> dict[str, dict[str, Any]]:
-    """Time every contestant on one prompt (ids), `length` new tokens each.
+def measurement_order(count: int, prompt_number: int) -> list[int]:
+    """Return the order of the decoders on one prompt: reversed every second time, rotated by one every two."""
+    shift = prompt_number // 2 % count
+    order = [*range(shift, count), *range(shift)]
+    return order if prompt_number % 2 == 0 else order[::-1]
+
+
+def measure(
+    decoders: Sequence[Decoder], ids: list[int], *, length: int, prompt_number: int
+) -> dict[str, dict[str, Any]]:
+    """Time every decoder on one prompt.
+
+    Args:
+        decoders: in the order of the result.
+        ids: the prompt.
+        length: new tokens of each.
+        prompt_number: determines the order of the measurements.
 
     Returns:
-        By name: the contestant's description, `seconds` (prompt included), `ids`, and of ours `stats`.
+        By name: the decoder's description, `seconds` (prompt included), `ids`, and `stats` of pdevis' decoders.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for place in turn_order(len(contestants), number):
-        contestant = contestants[place]
+    measured: dict[str, dict[str, Any]] = {}
+    for index in measurement_order(len(decoders), prompt_number):
+        decoder = decoders[index]
         begin = time.perf_counter()
-        made, stats = contestant.run(ids, length)
+        new_ids, stats = decoder.decode(ids, length)
         seconds = time.perf_counter() - begin
-        measured = {"seconds": seconds, "ids": made, "stats": asdict(stats) if stats else None}
-        found[contestant.name] = contestant.describe() | measured
-    return {contestant.name: found[contestant.name] for contestant in contestants}
+        result = {"seconds": seconds, "ids": new_ids, "stats": asdict(stats) if stats else None}
+        measured[decoder.name] = decoder.describe() | result
+    return {decoder.name: measured[decoder.name] for decoder in decoders}
+
+
+@dataclass(frozen=True)
+class SpeedPrompt:
+    """A text to continue, with its category and question if it is from a SpecBench file."""
+
+    text: str
+    category: str | None = None
+    question_id: int | str | None = None
+
+
+def builtin_prompts(count: int) -> list[SpeedPrompt]:
+    """Return the first `count` built-in prompts. Raises ValueError if there are fewer."""
+    if count > len(PROMPTS):
+        raise ValueError(f"--prompts: {count} must be at most {len(PROMPTS)}, the built-in prompts")
+    return [SpeedPrompt(text) for text in PROMPTS[:count]]
+
+
+def specbench_prompts(path: Path, *, categories: Sequence[str] | None, count: int) -> list[SpeedPrompt]:
+    """Return the first turns of questions of a SpecBench file, categories interleaved.
+
+    Args:
+        path: JSON lines or a JSON array.
+        categories: those to use; None: all of the file.
+        count: number of prompts, at most.
+
+    Raises:
+        ValueError: for a file that is broken or missing, or a category that it does not have.
+    """
+    groups: dict[str, list[SpeedPrompt]] = {}
+    for item in SpecBench().load(path):
+        prompt = SpeedPrompt(item["turns"][0], item["category"], item["question_id"])
+        groups.setdefault(item["category"], []).append(prompt)
+    wanted = list(groups) if categories is None else list(dict.fromkeys(categories))
+    for name in wanted:
+        if name not in groups:
+            raise ValueError(f"--categories: {name!r} must be among {', '.join(groups)}")
+    rows = zip_longest(*(groups[name] for name in wanted))
+    return [prompt for prompt in chain.from_iterable(rows) if prompt is not None][:count]

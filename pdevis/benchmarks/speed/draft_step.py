@@ -1,94 +1,102 @@
-"""A draft step of ours against the same drafter under transformers (float32 on CPU, its DynamicCache), step by step.
+"""Time draft steps of pdevis and of the same drafter under transformers (float32 on CPU, its DynamicCache).
 
-Both run the same tokens behind the same prompt, one step of ours, one of theirs, so that a drifting machine hurts both
-alike. A step is one forward of one token and the argmax of its logits. Ours is the plain drafter (mode `exact`); what a
-step costs inside the rounds of each mode stands in the rows of the comparison.
+Both run the same tokens after the same prompt, and their steps are interleaved, so that a machine whose speed drifts
+affects both alike. A step is one forward of one token and the argmax of its logits. pdevis runs the plain drafter
+(mode `exact`); the cost of a step inside the rounds of each mode is in the rows of the comparison.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pdevis.benchmarks.bootstrap import interval, ratio
+from pdevis.benchmarks.bootstrap import as_json, interval, ratio
 from pdevis.config import DecodeConfig
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
 
-STEPS = 24  # timed on each prompt
-UNTIMED = 4  # at the start of each
-PROMPTS = 3
+TIMED_STEPS = 24  # on each prompt
+UNTIMED_STEPS = 4  # before them
+MAX_PROMPTS = 3
 
 
-def measure_steps(pair: SpeculativePair, theirs: Any, prompts: Sequence[list[int]]) -> dict[str, Any]:
-    """Seconds of each step, in turn.
+def measure_steps(pair: SpeculativePair, transformers_drafter: Any, prompts: Sequence[list[int]]) -> dict[str, Any]:
+    """Time every step, interleaved.
 
     Args:
-        pair: ours; its drafter is measured.
-        theirs: the same drafter as a transformers model.
-        prompts: ids; the first `PROMPTS` are used, as far as they leave room in the context.
+        pair: its drafter is measured.
+        transformers_drafter: the same drafter as a transformers model.
+        prompts: ids; the first `MAX_PROMPTS` are used.
 
     Returns:
-        {"ours_seconds", "transformers_seconds": one number a step, "dtype", "precision"}.
+        {"ours_seconds", "transformers_seconds": one number per step, "dtype", "precision"}.
     """
     seconds: dict[str, list[float]] = {"ours_seconds": [], "transformers_seconds": []}
-    for ids in prompts[:PROMPTS]:
-        for name, values in _measure_prompt(pair, theirs, ids).items():
-            seconds[name] += values
-    formats = {"dtype": str(theirs.dtype).removeprefix("torch."), "precision": pair.describe().get("draft_precision")}
-    return seconds | formats
+    for ids in prompts[:MAX_PROMPTS]:
+        _measure_prompt(pair, transformers_drafter, ids, seconds)
+    dtype = str(transformers_drafter.dtype).removeprefix("torch.")
+    return seconds | {"dtype": dtype, "precision": pair.describe().get("draft_precision")}
 
 
-def _measure_prompt(pair: SpeculativePair, theirs: Any, ids: list[int]) -> dict[str, list[float]]:
+def _measure_prompt(
+    pair: SpeculativePair, transformers_drafter: Any, ids: list[int], seconds: dict[str, list[float]]
+) -> None:
+    """Add the seconds of the timed steps after one prompt to both lists."""
+    transformers_step = _make_step(transformers_drafter)
+    if len(ids) > 1:
+        transformers_step(ids[:-1])
+    token, seconds_before = ids[-1], 0.0
+    config = DecodeConfig(max_new_tokens=UNTIMED_STEPS + TIMED_STEPS, eos_ids=())
+    stream = pair.stream(ids, config, "drafter")
+    for number, event in enumerate(stream):
+        seconds_now = stream.stats.verify_seconds  # forward and argmax, every device synchronised
+        transformers_seconds = transformers_step([token])
+        if number >= UNTIMED_STEPS:
+            seconds["ours_seconds"].append(seconds_now - seconds_before)
+            seconds["transformers_seconds"].append(transformers_seconds)
+        token, seconds_before = event.id, seconds_now
+
+
+def _make_step(model: Any) -> Callable[[list[int]], float]:
+    """Return a function that runs a transformers model on further tokens and returns the seconds that this took."""
     import torch
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=theirs.config)
-    device = theirs.device
+    cache = DynamicCache(config=model.config)
+    device = model.device
 
     @torch.inference_mode()
-    def their_step(tokens: list[int]) -> float:
+    def step(tokens: list[int]) -> float:
         begin = time.perf_counter()
-        whole = torch.tensor([tokens], device=device)
-        logits = theirs(whole, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        logits[0, -1].argmax().item()
+        ids = torch.tensor([tokens], device=device)
+        logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits[0, -1].argmax().item()  # waits for the device
         return time.perf_counter() - begin
 
-    if len(ids) > 1:
-        their_step(ids[:-1])
-    token, before = ids[-1], 0.0
-    found: dict[str, list[float]] = {"ours_seconds": [], "transformers_seconds": []}
-    stream = pair.stream(ids, DecodeConfig(max_new_tokens=UNTIMED + STEPS, eos_ids=()), "drafter")
-    for number, event in enumerate(stream):
-        now = stream.stats.verify_seconds  # forward and argmax, every device synchronised
-        theirs_now = their_step([token])
-        if number >= UNTIMED:
-            found["ours_seconds"].append(now - before)
-            found["transformers_seconds"].append(theirs_now)
-        token, before = event.id, now
-    return found
+    return step
 
 
 def summarize_steps(entry: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Milliseconds per step, how many times faster ours is (ratio of sums over steps, median), and so in the rounds."""
-    if entry is None:
+    """Return milliseconds per step and the speedup over transformers, for single steps and inside rounds.
+
+    Args:
+        entry: what `measure_steps` returns; None: not measured.
+        rows: rows of the speed comparison.
+    """
+    if entry is None or not entry["ours_seconds"]:
         return None
     ours, theirs = entry["ours_seconds"], entry["transformers_seconds"]
-    if not ours:
-        return None
-    speedup = interval([theirs, ours], ratio)
-    mean = 1000 * sum(theirs) / len(theirs)
-    in_rounds = {row["name"]: mean / row["draft_step_ms"] for row in rows if row.get("draft_step_ms")}
+    mean_ms = 1000 * sum(theirs) / len(theirs)
     return {
         "steps": len(ours),
         "precision": entry["precision"],
         "transformers_dtype": entry["dtype"],
         "ours_ms": {"mean": 1000 * sum(ours) / len(ours), "median": 1000 * median(ours)},
-        "transformers_ms": {"mean": mean, "median": 1000 * median(theirs)},
-        "speedup": speedup and speedup.as_dict(),
+        "transformers_ms": {"mean": mean_ms, "median": 1000 * median(theirs)},
+        "speedup": as_json(interval([theirs, ours], ratio)),
         "median_speedup": median(their / our for our, their in zip(ours, theirs, strict=True)),
-        "speedup_in_rounds": in_rounds,
+        "speedup_in_rounds": {row["name"]: mean_ms / row["draft_step_ms"] for row in rows if row.get("draft_step_ms")},
     }

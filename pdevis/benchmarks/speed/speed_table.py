@@ -1,22 +1,27 @@
-"""The speed comparison as a reader sees it: a table of speeds, one of what a round is made of, and a few lines."""
+"""Print a speed comparison: tables of speeds, of the parts of a round and of devices, then a few lines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
+from pdevis.benchmarks.bootstrap import format_interval
 from pdevis.benchmarks.speed.baselines import GENERATE
 from pdevis.benchmarks.speed.decoders import PLAIN
-from pdevis.benchmarks.speed.speed_devices import TITLES, table_rows
-from pdevis.benchmarks.summary.summary_table import MISSING, bounds, number, table
+from pdevis.util.console import MISSING, format_number, make_table, print_lines
+from pdevis.util.labels import format_models
 
-LEGEND = (
-    "α accepted / drafted; β the same per position that was tested; γ̄ drafted / rounds; c draft step / plain step; "
-    "analytic speedup E / (γ̄c + 1) with E from β / as measured, and the share of it that decoding reaches"
+SPEED_COLUMNS = (
+    "decoder",
+    "tokens/s",
+    "x plain (median)",
+    "x transformers (median)",
+    "decode only x plain",
+    "same ids",
 )
-ANATOMY = (
+ROUND_COLUMNS = (  # title, key of a row, decimal places
     ("α", "acceptance_rate", 2),
     ("β", "beta", 2),
     ("γ̄", "mean_gamma", 2),
@@ -26,72 +31,113 @@ ANATOMY = (
     ("draft step ms", "draft_step_ms", 2),
     ("c", "c", 3),
 )
+LEGEND = (
+    "α accepted / drafted; β the same per position that was tested; γ̄ drafted / rounds; c draft step / plain step; "
+    "analytic speedup E / (γ̄c + 1) with E from β / as measured, and the fraction of it that decoding reaches"
+)
+DEVICE_COLUMNS = (
+    "drafting on devices",
+    "draft tokens/s x",
+    "retention",
+    "idle ms/round: target",
+    "drafter",
+    "ahead / dropped / rounds",
+    "x without overlap",
+    "decode only",
+)
 
 
 def show_speed(console: Console, summary: dict[str, Any]) -> None:
     """Print what `summarize` returns."""
-    for line in head_lines(summary):
-        console.print(Text(line), soft_wrap=True)
     rows = summary["rows"]
-    speeds = [
-        (
-            row["name"],
-            bounds(row["tokens_per_second"], 2),
-            *(_over(row, other) for other in (PLAIN, GENERATE)),
-            bounds(row.get("decode_over_plain"), 2) if row["kind"] == "speculative" else MISSING,
-            _same(row),
-        )
-        for row in rows
-    ]
-    titles = ("decoder", "tokens/s", "x plain (median)", "x transformers (median)", "decode only x plain", "same ids")
-    console.print(table(titles, speeds))
-    ours = [row for row in rows if row.get("round_ms")]
-    if any(row["kind"] == "speculative" for row in ours):
-        columns = (*(title for title, *_ in ANATOMY), "draft / verify / rest ms", "analytic x", "reached")
-        console.print(table(("a round of", *columns), map(_anatomy, ours)))
-        console.print(Text(LEGEND), soft_wrap=True)
-    if devices := table_rows(rows, bounds, MISSING):
-        console.print(table(TITLES, devices))
-    for category, group in summary["categories"].items():
-        each = [f"{name.removeprefix('pdevis, ')} {bounds(found, 2)}" for name, found in group["over_plain"].items()]
-        console.print(Text(f"{category} ({group['prompts']}), x plain: {'; '.join(each)}"), soft_wrap=True)
-    for line in foot_lines(summary):
-        console.print(Text(line), soft_wrap=True)
+    print_lines(console, head_lines(summary))
+    console.print(make_table(SPEED_COLUMNS, map(_speed_cells, rows)))
+    with_rounds = [row for row in rows if row.get("round_ms")]
+    if any(row["kind"] == "speculative" for row in with_rounds):
+        titles = (title for title, *_ in ROUND_COLUMNS)
+        columns = ("a round of", *titles, "draft / verify / rest ms", "analytic x", "reached")
+        console.print(make_table(columns, map(_round_cells, with_rounds)))
+        print_lines(console, [LEGEND])
+    if devices := device_rows(rows):
+        console.print(make_table(DEVICE_COLUMNS, devices))
+    print_lines(console, [*category_lines(summary["categories"]), *foot_lines(summary)])
+
+
+def _speed_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    over = [row["over"].get(reference) for reference in (PLAIN, GENERATE)]
+    ratios = [f"{format_interval(part['ratio'], 2)} ({part['median']:.2f})" if part else MISSING for part in over]
+    decode = format_interval(row.get("decode_over_plain"), 2) if row["kind"] == "speculative" else MISSING
+    same = f"{row['same_ids']}/{row['prompts']}"
+    same_ids = same if row["compared"] else f"({same})"
+    return (row["name"], format_interval(row["tokens_per_second"], 2), *ratios, decode, same_ids)
+
+
+def _round_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    counts = []
+    for _, key, digits in ROUND_COLUMNS:
+        value = row.get(key)
+        counts.append(format_number(value["value"] if isinstance(value, dict) else value, digits))
+    times = " / ".join(format_number(row["round_ms"][part], 1) for part in ("draft", "verify", "rest"))
+    analytic, reached = row.get("analytic_speedup"), row.get("share_of_analytic")
+    percent = MISSING if not reached else f"{_both_lengths(reached, scale=100, digits=0)} %"
+    return (row["name"], *counts, times, _both_lengths(analytic, scale=1, digits=2), percent)
+
+
+def _both_lengths(values: dict[str, float] | None, *, scale: float, digits: int) -> str:
+    """Return the values from β and from the measured length of a round."""
+    if not values:
+        return MISSING
+    return " / ".join(f"{scale * values[name]:.{digits}f}" for name in ("from_beta", "from_length"))
+
+
+def device_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the cells of `DEVICE_COLUMNS` for each row that was measured on named devices or with overlap."""
+    cells = []
+    for row in rows:
+        if not (metrics := row.get("devices")):
+            continue
+        drafting = [format_interval(metrics.get(name), 2) for name in ("draft_speedup", "retention")]
+        idle = [f"{metrics[name]:.1f}" for name in ("target_idle_ms", "drafter_idle_ms")]
+        ahead = f"{metrics['ahead_rounds']} / {metrics['ahead_dropped']} / {metrics['rounds']}"
+        gains = [format_interval(metrics.get(name), 2) for name in ("overlap", "overlap_decode")]
+        cells.append((row["name"], *drafting, *idle, ahead if row["overlap"] else MISSING, *gains))
+    return cells
 
 
 def head_lines(summary: dict[str, Any]) -> list[str]:
-    """What was measured."""
+    """Return the lines above the tables: models, devices, prompts."""
     pair, settings = summary["pair"] or {}, summary["settings"]
-    models = [
-        f"{name} {pair[name]} ({pair.get(f'{part}_precision')}, {pair.get(f'{part}_device')})"
-        for name, part in (("target", "target"), ("drafter", "draft"))
-        if name in pair
-    ]
+    models = " · ".join([*format_models(pair), f"{settings.get('threads')} threads"])
     state = "PARTIAL, the run has not finished: " if summary["partial"] else ""
-    what = f"{state}{summary['prompts']} prompts x {settings.get('length')} tokens, greedy, in turn"
-    return [" · ".join([*models, f"{settings.get('threads')} threads"]), f"{what} (brackets: 95 % bootstrap intervals)"]
+    prompts = f"{summary['prompts']} prompts x {settings.get('length')} tokens, greedy, interleaved"
+    return [models, f"{state}{prompts} (brackets: 95 % bootstrap intervals)"]
+
+
+def category_lines(categories: dict[str, Any]) -> list[str]:
+    """Return one line per category: each decoder's speed over plain decoding."""
+    lines = []
+    for category, group in categories.items():
+        ratios = [
+            f"{name.removeprefix('pdevis, ')} {format_interval(ratio, 2)}"
+            for name, ratio in group["over_plain"].items()
+        ]
+        lines.append(f"{category} ({group['prompts']}), x plain: {'; '.join(ratios)}")
+    return lines
 
 
 def foot_lines(summary: dict[str, Any]) -> list[str]:
-    """The draft step, memory, equality, and who is left out and why."""
+    """Return the lines below the tables: draft step, memory, equality, and the decoders that were left out."""
     lines = []
-    step = summary["draft_step"]
-    if step:
+    if step := summary["draft_step"]:
         lines.append(
             f"draft step: {step['ours_ms']['mean']:.2f} ms ({step['precision']}), the same drafter under transformers "
             f"{step['transformers_ms']['mean']:.2f} ms ({step['transformers_dtype']}): "
-            f"{bounds(step['speedup'], 2)}x faster, median {step['median_speedup']:.2f}x, {step['steps']} steps in turn"
+            f"{format_interval(step['speedup'], 2)}x faster, median {step['median_speedup']:.2f}x, "
+            f"{step['steps']} steps, interleaved"
         )
     memory = summary["memory"]
     if memory and "peak_bytes" in memory:
-        weights = {name: _size(count) for name, count in memory["weight_bytes"].items()}
-        now, loaded, before = (_size(memory[f"{name}_bytes"]) for name in ("peak", "loaded", "before"))
-        lines.append(
-            f"peak memory of pdevis alone: {now}, {before} of it libraries ({loaded} once loaded); weights "
-            f"{weights['both']} (target {weights['target']}, drafter {weights['drafter']}): "
-            f"{memory['peak_over_weights']:.2f}x, without the libraries {memory['models_over_weights']:.2f}x"
-            + "".join(f"; {name} {_size(used)}" for name, used in memory["cuda"].items())
-        )
+        lines.append(memory_line(memory))
     lines += equality_lines(summary["equality"])
     lines += [f"left out: {name} ({reason})" for name, reason in summary["left_out"].items()]
     if memory and "left_out" in memory:
@@ -99,39 +145,29 @@ def foot_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def equality_lines(found: dict[str, Any]) -> list[str]:
-    """Whether greedy outputs are equal, and which are not comparable."""
-    lines = [f"not compared: {name} ({note})" for name, note in found["not_compared"].items()]
-    if not found["compared"]:
+def memory_line(memory: dict[str, Any]) -> str:
+    """Return the peak memory of pdevis and its ratio to the bytes of the weights."""
+    weights = {name: _format_bytes(count) for name, count in memory["weight_bytes"].items()}
+    peak, loaded, before = (_format_bytes(memory[f"{name}_bytes"]) for name in ("peak", "loaded", "before"))
+    cuda = "".join(f"; {device} {_format_bytes(count)}" for device, count in memory["cuda"].items())
+    return (
+        f"peak memory of pdevis alone: {peak}, {before} of it libraries ({loaded} once loaded); weights "
+        f"{weights['both']} (target {weights['target']}, drafter {weights['drafter']}): "
+        f"{memory['peak_over_weights']:.2f}x, without the libraries {memory['models_over_weights']:.2f}x{cuda}"
+    )
+
+
+def equality_lines(equality: dict[str, Any]) -> list[str]:
+    """Return the lines about equality of greedy outputs, and about decoders that are not comparable."""
+    lines = [f"not compared: {name} ({note})" for name, note in equality["not_compared"].items()]
+    if not equality["compared"]:
         return lines
-    if found["all_equal"]:
-        return [f"all greedy outputs are equal to plain decoding's, of {len(found['compared'])} decoders", *lines]
-    differing = ", ".join(f"{name} on {count}" for name, count in found["different"].items())
+    if equality["all_equal"]:
+        count = len(equality["compared"])
+        return [f"all greedy outputs are equal to plain decoding's, of {count} decoders", *lines]
+    differing = ", ".join(f"{name} on {count}" for name, count in equality["different"].items())
     return [f"greedy outputs differ from plain decoding's: {differing}", *lines]
 
 
-def _size(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def _over(row: dict[str, Any], other: str) -> str:
-    found = row["over"].get(other)
-    return f"{bounds(found['ratio'], 2)} ({found['median']:.2f})" if found else MISSING
-
-
-def _same(row: dict[str, Any]) -> str:
-    count = f"{row['same_ids']}/{row['prompts']}"
-    return count if row["compared"] else f"({count})"
-
-
-def _anatomy(row: dict[str, Any]) -> tuple[str, ...]:
-    values = [row.get(name) for _, name, _ in ANATOMY]
-    plain = [value["value"] if isinstance(value, dict) else value for value in values]
-    counts = [number(value, digits) for value, (*_, digits) in zip(plain, ANATOMY, strict=True)]
-    times = " / ".join(number(row["round_ms"][part], 1) for part in ("draft", "verify", "rest"))
-    analytic, shares = row.get("analytic_speedup"), row.get("share_of_analytic")
-    reached = [
-        " / ".join(f"{scale * each[name]:.{digits}f}" for name in ("from_beta", "from_length")) if each else MISSING
-        for each, scale, digits in ((analytic, 1, 2), (shares, 100, 0))
-    ]
-    return (row["name"], *counts, times, reached[0], reached[1] + " %" if shares else MISSING)

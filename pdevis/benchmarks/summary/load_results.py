@@ -1,6 +1,6 @@
-"""What a summary works on: the questions of one run, each with its methods' blocks and scores. No model is loaded.
+"""Read what a summary works on: the questions of one run, each with its methods' blocks and scores. Loads no model.
 
-run = load_run(Path("results/wmt.json"), "wmt")     # or the journal of an unfinished run, *.partial.jsonl
+run = load_run(Path("results/wmt.json"), "wmt")  # or the journal of an unfinished run, *.partial.jsonl
 questions = read_questions(run, get_task("wmt"))
 """
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Run:
-    """The entries of one result file. `partial`: it is the journal of a run that has not finished."""
+class RunResults:
+    """The entries of one result file, or, if `partial`, of the journals of a run that has not finished."""
 
     path: Path
     benchmark: str
@@ -31,7 +31,7 @@ class Run:
 
     @property
     def errors(self) -> Counter[str]:
-        """How often each error message occurs."""
+        """Number of entries with each error message."""
         return Counter(entry["error"] for entry in self.entries if isinstance(entry.get("error"), str))
 
 
@@ -45,52 +45,52 @@ class Question:
 
     @property
     def turns(self) -> int:
+        """Number of turns of its conversation."""
         return max(len(block.get("turns") or [block]) for block in self.blocks.values())
 
 
-def output_of(journal: Path) -> Path | None:
-    """The result file that a journal belongs to; None where the path is no journal's."""
-    if not journal.name.endswith(SUFFIX):
+def output_of_journal(path: Path) -> Path | None:
+    """Return the result file that a journal belongs to; None if the path is not named like a journal."""
+    if not path.name.endswith(SUFFIX):
         return None
-    output = journal.with_name(journal.name.removesuffix(SUFFIX))
-    first = output.with_name(re.sub(r"\.\d+$", "", output.name))  # of another process than the first
-    return first if journal in find_journals(first) else output
+    output = path.with_name(path.name.removesuffix(SUFFIX))
+    without_rank = output.with_name(re.sub(r"\.\d+$", "", output.name))
+    return without_rank if path in find_journals(without_rank) else output
 
 
-def load_run(path: Path, benchmark: str) -> Run:
-    """Read the results of `benchmark` at `path`, or the journals of an unfinished run where `path` names one.
+def load_run(path: Path, benchmark: str) -> RunResults:
+    """Read the results of `benchmark` at `path`, or the journals of an unfinished run if `path` names one.
 
     Raises:
-        ValueError: for a file that is missing, broken, or another benchmark's; on one line, naming file and place.
+        ValueError: for a file that is missing, broken, or another benchmark's; in one line that names file and line.
     """
-    output = output_of(path)
+    output = output_of_journal(path)
     if output is not None:
         return _load_journals(path, output, benchmark)
     if not path.exists() and journal_path(path).exists():
-        raise ValueError(f"{path}: not there, the run has not finished; for what it has done: {journal_path(path)}")
+        raise ValueError(f"{path}: does not exist, the run has not finished; its journal is {journal_path(path)}")
     entries = read_results(path, benchmark)
-    return Run(path, benchmark, entries, read_meta(path) or {})
+    return RunResults(path, benchmark, entries, read_meta(path) or {})
 
 
-def _load_journals(path: Path, output: Path, benchmark: str) -> Run:
-    paths = find_journals(output) or [path]
-    found = read_journals(paths)
-    if not found:
+def _load_journals(path: Path, output: Path, benchmark: str) -> RunResults:
+    journals = read_journals(find_journals(output) or [path])
+    if not journals:
         raise ValueError(f"{path}: holds no results yet")
-    header = found[0].header or {}
+    header = journals[0].header or {}
     if header.get("kind") == "ablation":
         raise ValueError(f"{path}: this is the journal of an ablation: summary_ablation.py reads it")
     if header.get("benchmark") != benchmark:
         name = header.get("benchmark") or "another benchmark"
         raise ValueError(f"{path}: this is the journal of a run of {name}, not of {benchmark}")
-    units = {index: entry for each in found for index, entry in each.entries.items()}
-    if not units:
+    entries = {index: entry for journal in journals for index, entry in journal.entries.items()}
+    if not entries:
         raise ValueError(f"{path}: holds no results yet")
-    return Run(path, benchmark, [units[index] for index in sorted(units)], header, partial=True)
+    return RunResults(path, benchmark, [entries[index] for index in sorted(entries)], header, partial=True)
 
 
-def read_questions(run: Run, task: Task | None) -> list[Question]:
-    """The questions that did not fail, scored by `task` (None: not scored).
+def read_questions(run: RunResults, task: Task | None) -> list[Question]:
+    """Return the questions that did not fail, scored by `task` (None: not scored).
 
     Raises:
         ValueError: for an entry that the task cannot score, naming the question.
@@ -108,9 +108,9 @@ def read_questions(run: Run, task: Task | None) -> list[Question]:
     return questions
 
 
-def _score(run: Run, task: Task, entry: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
+def _score(run: RunResults, task: Task, entry: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
     try:
         return task.score(entry, block["output_text"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        place = f"{run.path}: question {entry.get('question_id')!r}"
-        raise ValueError(f"{place}: cannot be scored as {run.benchmark}: {type(error).__name__} {error}") from None
+        question = f"{run.path}: question {entry.get('question_id')!r}"
+        raise ValueError(f"{question}: cannot be scored as {run.benchmark}: {type(error).__name__} {error}") from None

@@ -1,9 +1,9 @@
-"""SpecBench results as answer files of Spec-Bench, for its own scorer (evaluation/speed.py of its repository).
+"""Write SpecBench results as answer files of Spec-Bench, for its own scorer (evaluation/speed.py of its repository).
 
-A line per question: {question_id, category, answer_id, model_id, choices: [{index, turns, decoding_steps, new_tokens,
+One line per question: {question_id, category, answer_id, model_id, choices: [{index, turns, decoding_steps, new_tokens,
 wall_time, accept_lengths}], tstamp}. `turns`, `decoding_steps`, `new_tokens` and `wall_time` have one value per turn;
-`accept_lengths` runs flat over the turns, one number per target forward. As there, the wall time of a turn includes
-the forward over its prompt, and the baseline (plain decoding) accepts one token per step.
+`accept_lengths` is one flat list over the turns, one number per target forward. As there, the wall time of a turn
+includes the forward over its prompt, and the baseline (plain decoding) accepts one token per step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.runs.result_files import encode_json
-from pdevis.benchmarks.summary.load_results import Question, Run, read_questions
+from pdevis.benchmarks.summary.load_results import Question, RunResults, read_questions
 from pdevis.util.files import write_atomic
 
 BASELINE = "-baseline"
@@ -21,17 +21,17 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "pdevis.spec-bench")
 
 
 def baseline_path(path: Path) -> Path:
-    """Where the target's answers go beside those of the method: answers.jsonl -> answers-baseline.jsonl."""
+    """Return the file of the target's answers, next to that of the method: answers.jsonl -> answers-baseline.jsonl."""
     return path.with_name(path.stem + BASELINE + path.suffix)
 
 
-def write_answers(run: Run, path: Path) -> list[Path]:
-    """Write the speculative answers to `path` and the target's beside it; returns the files that were written.
+def write_answers(run: RunResults, path: Path) -> list[Path]:
+    """Write the speculative answers to `path` and the target's to `baseline_path(path)`; return the written files.
 
     Questions that failed have no answer and are left out.
 
     Raises:
-        ValueError: where the run has no speculative answers, or a block lacks what the format needs.
+        ValueError: if the run has no speculative answers, or a block lacks what the format needs.
     """
     questions = read_questions(run, None)
     written = []
@@ -45,7 +45,7 @@ def write_answers(run: Run, path: Path) -> list[Path]:
     return written
 
 
-def _answer(run: Run, question: Question, method: str) -> dict[str, Any]:
+def _answer(run: RunResults, question: Question, method: str) -> dict[str, Any]:
     turns = question.blocks[method].get("turns") or [question.blocks[method]]
     entry, model = question.entry, f"pdevis-{method}"
     lengths = [_accept_lengths(turn, method) for turn in turns]
@@ -54,15 +54,15 @@ def _answer(run: Run, question: Question, method: str) -> dict[str, Any]:
     choice = {
         "index": 0,
         "turns": [turn["output_text"] for turn in turns],
-        "decoding_steps": [len(each) for each in lengths],
+        "decoding_steps": [len(turn_lengths) for turn_lengths in lengths],
         "new_tokens": [turn["tokens_generated"] for turn in turns],
         "wall_time": [turn["seconds"] + (turn.get("prefill_seconds") or 0.0) for turn in turns],
-        "accept_lengths": [length for each in lengths for length in each],
+        "accept_lengths": [length for turn_lengths in lengths for length in turn_lengths],
     }
     return {
         "question_id": entry["question_id"],
         "category": entry["category"],
-        # derived, so that the same results give the same file
+        # derived from the question, so that the same results give the same file
         "answer_id": uuid.uuid5(NAMESPACE, f"{model} {entry['question_id']}").hex[:22],
         "model_id": model,
         "choices": [choice],

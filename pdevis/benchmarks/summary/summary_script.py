@@ -1,56 +1,77 @@
-"""What the summary scripts share: flags, checks of paths before any work, and the way from input to output."""
+"""The common part of the summary scripts: flags, checks of the output files, and the steps from input to output.
+
+parser = summary_parser(__doc__)
+run_main(run_summary, parser.parse_args(), "mmlu")
+"""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pdevis.benchmarks.bootstrap import LEVEL
 from pdevis.cli import Parser
 from pdevis.util.files import prepare_output_file, write_atomic
 
+EPILOG = f"""\
+--input may also name OUTPUT.partial.jsonl, the journal of a run that has not finished.
 
-def summary_parser(description: str | None, what: str = "what the evaluate script wrote") -> Parser:
-    """The flags --input, --output and --plot."""
-    parser = Parser(description=description)
-    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help=f"results: {what}")
+Rates are ratios of sums; every value has a {100 * LEVEL:.0f} % bootstrap interval over questions. Methods that were not
+run are left out, questions that failed are counted and not averaged in. No model is loaded."""
+
+
+def summary_parser(description: str | None, *, several_inputs: bool = False) -> Parser:
+    """Return a parser of --input, --output and --plot.
+
+    Args:
+        description: the script's docstring.
+        several_inputs: --input takes one or more files and gives a list.
+    """
+    parser = Parser(description=description, epilog=EPILOG)
+    inputs = {"nargs": "+"} if several_inputs else {}
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help="results of the evaluate script", **inputs
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the summary goes (JSON)")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the figures into a PNG file")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the summary into a PNG file")
     return parser
 
 
-def check_targets(source: Path, targets: dict[str, Path | None]) -> None:
-    """Refuse files that cannot be written, before any work is done.
+def check_targets(sources: Iterable[Path], targets: dict[str, Path | None]) -> None:
+    """Check before any work is done that all output files can be written; create their folders.
 
     Args:
-        source: the input.
-        targets: per flag the file that it names; None: not asked for.
+        sources: the inputs, which must not be replaced.
+        targets: the file that each flag names; None: the flag was not given.
 
     Raises:
-        ValueError: for a folder that does not exist, a path that is a folder, the input itself, or the same file
-            twice; names flag and path. OSError: for a folder that cannot be written to.
+        ValueError: for a path that is a folder, one of the inputs, or the same file twice; names flag and path.
+        OSError: for a folder that cannot be created or written to.
     """
-    seen: dict[Path, str] = {}
-    for flag, path in targets.items():
-        if path is None:
-            continue
+    sources = list(sources)
+    files = {flag: path for flag, path in targets.items() if path is not None}
+    flags: dict[Path, str] = {}
+    for flag, path in files.items():
         if flag == "--plot" and path.suffix.lower() != ".png":
             raise ValueError(f"{flag} {path}: must end in .png")
-        prepare_output_file(path, flag=flag, inputs=[source])
-        other = seen.setdefault(path.resolve(), flag)
+        other = flags.setdefault(path.resolve(), flag)
         if other != flag:
-            raise ValueError(f"{flag} {path}: is also the file of {other}; must be a file of its own")
+            raise ValueError(f"{flag} {path}: is also the file of {other}; must be another file")
+    for flag, path in files.items():
+        prepare_output_file(path, flag=flag, inputs=sources)
 
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:
-    """The summary as a JSON file, whole or not at all."""
+    """Write a summary as a JSON file, whole or not at all."""
     text = json.dumps(summary, ensure_ascii=False, indent=1, allow_nan=False)
     write_atomic(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def run_summary(args: Namespace, benchmark: str) -> None:
-    """Read, summarise, write, print. Raises ValueError on user mistakes."""
+    """Read results, then write, print and plot their summary. Raises ValueError for a user's mistake."""
     from pdevis.benchmarks.summary.load_results import load_run
     from pdevis.benchmarks.summary.spec_bench_export import baseline_path, write_answers
     from pdevis.benchmarks.summary.summarize import summarize
@@ -58,10 +79,10 @@ def run_summary(args: Namespace, benchmark: str) -> None:
     from pdevis.benchmarks.tasks import get_task
     from pdevis.util.console import make_console
 
+    run = load_run(args.input, benchmark)
     answers = getattr(args, "spec_bench_answers", None)
     targets = {"--output": args.output, "--plot": args.plot, "--spec-bench-answers": answers}
-    check_targets(args.input, targets | {"--spec-bench-answers (baseline)": answers and baseline_path(answers)})
-    run = load_run(args.input, benchmark)
+    check_targets([args.input], targets | {"--spec-bench-answers (baseline)": answers and baseline_path(answers)})
     summary = summarize(run, get_task(benchmark))
     if answers is not None:
         write_answers(run, answers)
@@ -74,14 +95,16 @@ def run_summary(args: Namespace, benchmark: str) -> None:
 
 
 def run_grid_summary(args: Namespace) -> None:
-    """The same for the grid of an ablation. Raises ValueError on user mistakes."""
-    from pdevis.benchmarks.ablation.ablation_plot import draw_grid
+    """Read the grid of an ablation, then write, print and plot its summary. Raises ValueError for a user's mistake."""
     from pdevis.benchmarks.ablation.ablation_summary import load_grid, show_grid, summarize_grid
     from pdevis.util.console import make_console
 
-    check_targets(args.input, {"--output": args.output, "--plot": args.plot})
-    summary = summarize_grid(load_grid(args.input))
+    grid = load_grid(args.input)
+    check_targets([args.input], {"--output": args.output, "--plot": args.plot})
+    summary = summarize_grid(grid)
     write_summary(summary, args.output)
     show_grid(make_console(), summary)
     if args.plot is not None:
+        from pdevis.benchmarks.ablation.ablation_plot import draw_grid
+
         draw_grid(summary, args.plot)

@@ -1,173 +1,178 @@
-"""A summary as a reader sees it: tables and a few lines, in plain text where the output is no terminal."""
+"""Print a summary: tables and a few lines, in plain text if the output is not a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-NARROW = 150  # on a terminal narrower than this, the groups' figures come without their intervals
-MISSING = "–"
-LABELS = {"speculative_over_target_speed": "speculative / target", "drafter_over_target_speed": "drafter / target"}
-GROUP_FIGURES = (
-    ("speculative_over_target_speed", "spec. speed", 2, 1),
-    ("drafter_over_target_speed", "drafter speed", 2, 1),
-    ("acceptance_rate", "accept. %", 1, 100),
-    ("mean_accepted_length", "per round", 2, 1),
-)
+from pdevis.benchmarks.bootstrap import format_interval
+from pdevis.util.console import MISSING, format_number, make_table, print_lines
+from pdevis.util.labels import format_models
+
+NARROW_COLUMNS = 150  # on a narrower terminal, the tables of groups and cells come without intervals
+SPEED_LABELS = {
+    "speculative_over_target_speed": "speculative / target",
+    "drafter_over_target_speed": "drafter / target",
+}
+DRAFTING_LABELS = {"mode": "mode", "check": "check", "threshold": "threshold", "window": "window"}
+
+
+@dataclass(frozen=True)
+class GroupColumn:
+    """One column of the table of groups: its title, decimal places, scale, and an interval per group."""
+
+    title: str
+    digits: int
+    scale: float
+    intervals: list[dict[str, Any] | None]
 
 
 def show_summary(console: Console, summary: dict[str, Any]) -> None:
-    """Print the tables of what `summarize` returns."""
+    """Print what `summarize` returns."""
     counts = f"{summary['items']} items, {summary['errors']} failed"
     state = "PARTIAL, the run has not finished: " if summary["partial"] else ""
     console.print(Text(f"{summary['benchmark']}: {state}{counts} (brackets: 95 % bootstrap intervals)"))
-    for text in run_lines(summary["run"]):
-        console.print(Text(text), soft_wrap=True)
-    for message, count in summary["error_messages"].items():
-        console.print(Text(f"  failed {count}x: {message}"), soft_wrap=True)
-    _show_methods(console, summary)
-    for text in headline_lines(summary):
-        console.print(Text(text), soft_wrap=True)
+    print_lines(console, run_lines(summary["run"]))
+    print_lines(console, (f"  failed {count}x: {message}" for message, count in summary["error_messages"].items()))
+    _show_speeds(console, summary["methods"])
+    _show_quality(console, summary)
+    print_lines(console, headline_lines(summary))
     for key, group in summary["groups"].items():
         _show_groups(console, key, group, list(summary["methods"]))
 
 
 def run_lines(run: dict[str, Any]) -> list[str]:
-    """Models, devices, formats and drafting of a run, as far as its meta file tells."""
+    """Return models, devices, formats and drafting settings of a run, as far as its meta file names them."""
     pair, settings = run.get("pair") or {}, run.get("settings") or {}
-    models = [
-        f"{name} {pair[name]} ({pair.get(f'{part}_precision')}, {pair.get(f'{part}_device')})"
-        for name, part in (("target", "target"), ("drafter", "draft"))
-        if name in pair
+    drafting = [
+        f"{label} {pair[name]}" for name, label in DRAFTING_LABELS.items() if name in pair and "cells" not in settings
     ]
-    names = {"mode": "mode", "check": "check", "threshold": "threshold", "window": "window"}
-    drafting = [f"{label} {pair[name]}" for name, label in names.items() if name in pair and "cells" not in settings]
     drafting += [f"γ {settings['gamma']}"] if "gamma" in settings else []
-    return [" · ".join(part) for part in (models, drafting) if part]
+    return [" · ".join(part) for part in (format_models(pair), drafting) if part]
 
 
-def _show_methods(console: Console, summary: dict[str, Any]) -> None:
-    methods = summary["methods"]
+def _show_speeds(console: Console, methods: dict[str, Any]) -> None:
     rows = [
         (
             name,
-            str(each["items"]),
-            MISSING if each.get("tokens") is None else str(each["tokens"]),
-            number(each.get("seconds"), 1),
-            bounds(each.get("tokens_per_second"), 2),
+            str(result["items"]),
+            MISSING if result.get("tokens") is None else str(result["tokens"]),
+            format_number(result.get("seconds"), 1),
+            format_interval(result.get("tokens_per_second"), 2),
         )
-        for name, each in methods.items()
+        for name, result in methods.items()
     ]
-    console.print(table(("method", "items", "tokens", "seconds", "tokens/s"), rows))
+    console.print(make_table(("method", "items", "tokens", "seconds", "tokens/s"), rows))
+
+
+def _show_quality(console: Console, summary: dict[str, Any]) -> None:
+    """Print a row per score: means with intervals, then the scores that exist for the whole corpus only."""
+    methods = summary["methods"].values()
+    scores = dict.fromkeys(name for result in methods for name in result.get("quality", {}))
     rows = [
         (
-            metric + " (less is better)" * (metric in summary["lower_is_better"]),
-            *(bounds(each.get("quality", {}).get(metric), 3) for each in methods.values()),
+            name + " (less is better)" * (name in summary["lower_is_better"]),
+            *(format_interval(result.get("quality", {}).get(name), 3) for result in methods),
         )
-        for metric in dict.fromkeys(name for each in methods.values() for name in each.get("quality", {}))
+        for name in scores
     ]
-    corpus = [corpus_scores(each.get("corpus", {})) for each in methods.values()]
-    averaged = {name for each in methods.values() for name in each.get("quality", {})}
+    by_method = [corpus_scores(result.get("corpus", {})) for result in methods]
     rows += [
-        (f"{name}, corpus", *(_value(each[name]) if name in each else MISSING for each in corpus))
-        for name in dict.fromkeys(name for each in corpus for name in each if name not in averaged)
+        (f"{name}, corpus", *(_format_score(corpus[name]) if name in corpus else MISSING for corpus in by_method))
+        for name in dict.fromkeys(name for corpus in by_method for name in corpus if name not in scores)
     ]
     if rows:
-        console.print(table(("quality", *methods), rows))
+        console.print(make_table(("quality", *summary["methods"]), rows))
 
 
 def corpus_scores(corpus: dict[str, Any]) -> dict[str, float]:
-    """The plain numbers of corpus metrics: {"bleu": 31.2} or {"bleu": {"score": 31.2, …}}."""
-    found = {name: value.get("score") if isinstance(value, dict) else value for name, value in corpus.items()}
+    """Return the plain numbers of corpus metrics, from {"bleu": 31.2} or {"bleu": {"score": 31.2, …}}."""
+    scores = {name: value.get("score") if isinstance(value, dict) else value for name, value in corpus.items()}
     return {
-        name: value for name, value in found.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+        name: value for name, value in scores.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
 
 
 def headline_lines(summary: dict[str, Any]) -> list[str]:
-    """The headline figures, a line each; those that were not measured are left out."""
+    """Return one line per headline metric that was measured."""
     headline = summary["headline"]
-    lines = [f"speed {label}: {bounds(headline[name], 3)}x" for name, label in LABELS.items() if name in headline]
+    lines = [
+        f"speed {label}: {format_interval(headline[name], 3)}x"
+        for name, label in SPEED_LABELS.items()
+        if name in headline
+    ]
     for name, label, scale, digits, unit in (
         ("acceptance_rate", "acceptance (accepted / drafted)", 100, 1, " %"),
         ("mean_accepted_length", "mean accepted length", 1, 2, " tokens per round"),
         ("mean_skip", "mean skip", 1, 2, " layers per draft token"),
     ):
         if name in headline:
-            lines.append(f"{label}: {bounds(headline[name], digits, scale)}{unit}")
-    for metric, found in headline.get("quality_speculative_minus_target", {}).items():
-        verdict = "significant" if found["significant"] else "not significant"
-        lines.append(f"{metric}, speculative − target: {bounds(found, 4, plus='+')}: {verdict}")
-    same = headline.get("same_as_target")
-    if same:
+            lines.append(f"{label}: {format_interval(headline[name], digits, scale=scale)}{unit}")
+    for name, difference in headline.get("quality_speculative_minus_target", {}).items():
+        value = format_interval(difference, 4, signed=True)
+        lines.append(f"{name}, speculative − target: {value}: {_significance(difference)}")
+    if same := headline.get("same_as_target"):
         lines.append(
             f"greedy answers equal to the target's: {same['same']} of {same['items']} ({100 * same['share']:.1f} %), "
             f"{same['near_ties']} near-ties, {same['real_differences']} real differences"
         )
-    for method, found in summary.get("comparison", {}).items():
-        for metric, test in found.items():
-            verdict = "significant" if test["significant"] else "not significant"
-            difference = f"{test['difference']:+.3f}, p = {test['p_value']:.3f}: {verdict}"
-            lines.append(f"{metric}, corpus, {method} − target: {difference} (paired bootstrap)")
+    for method, tests in summary.get("comparison", {}).items():
+        for name, test in tests.items():
+            difference = f"{test['difference']:+.3f}, p = {test['p_value']:.3f}: {_significance(test)}"
+            lines.append(f"{name}, corpus, {method} − target: {difference} (paired bootstrap)")
     return lines
 
 
 def _show_groups(console: Console, key: str, group: dict[str, Any], methods: Sequence[str]) -> None:
-    parts = [part for each in group["by"].values() for part in each["methods"].values()]
-    metrics = list(dict.fromkeys(name for part in parts for name in part.get("quality", {})))
-    shown: list[tuple[str, int, float, list[dict[str, Any] | None]]] = []  # title, digits, scale, figure per group
-    for method in methods if metrics else ():
-        found = [each["methods"].get(method, {}).get("quality", {}).get(metrics[0]) for each in group["by"].values()]
-        shown.append((method, 3, 1, found))
-    for name, title, digits, scale in GROUP_FIGURES:
-        shown.append((title, digits, scale, [each.get(name) for each in group["by"].values()]))
-    shown = [column for column in shown if any(column[-1])]
-    brief = console.width < NARROW
-    rows = [
-        (name, str(each["items"]), *(bounds(column[place], digits, scale, brief) for _, digits, scale, column in shown))
-        for place, (name, each) in enumerate(group["by"].items())
-    ]
-    what = f"{metrics[0]} of each method; " if metrics else ""
-    console.print(Text(f"by {key}: {what}speed over the target's; tokens per round"), soft_wrap=True)
-    console.print(table((key, "items", *(title for title, *_ in shown)), rows))
-    for name in ("macro", "micro"):
-        for metric in metrics:
-            parts = [
-                f"{method} {bounds(found[metric], 3)}"
-                for method, found in group.get(name, {}).items()
-                if metric in found
+    parts = [part for member in group["by"].values() for part in member["methods"].values()]
+    scores = list(dict.fromkeys(name for part in parts for name in part.get("quality", {})))
+    columns = _group_columns(group["by"], methods, scores[0] if scores else None)
+    brief = console.width < NARROW_COLUMNS
+    rows = []
+    for number, (name, member) in enumerate(group["by"].items()):
+        cells = [
+            format_interval(column.intervals[number], column.digits, scale=column.scale, brief=brief)
+            for column in columns
+        ]
+        rows.append((name, str(member["items"]), *cells))
+    quality = f"{scores[0]} of each method; " if scores else ""
+    print_lines(console, [f"by {key}: {quality}speed over the target's; tokens per round"])
+    console.print(make_table((key, "items", *(column.title for column in columns)), rows))
+    for mean, description in (("macro", f"mean over {key}s"), ("micro", "mean over questions")):
+        for score in scores:
+            values = [
+                f"{method} {format_interval(quality[score], 3)}"
+                for method, quality in group.get(mean, {}).items()
+                if score in quality
             ]
-            if parts:
-                over = f"mean over {key}s" if name == "macro" else "mean over questions"
-                console.print(Text(f"{metric}, {name} ({over}): {', '.join(parts)}"), soft_wrap=True)
+            if values:
+                print_lines(console, [f"{score}, {mean} ({description}): {', '.join(values)}"])
 
 
-def number(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+def _group_columns(groups: dict[str, Any], methods: Sequence[str], score: str | None) -> list[GroupColumn]:
+    """Return the columns that have a value in any group: the score of each method, speeds, drafting."""
+    columns = []
+    if score:
+        for method in methods:
+            qualities = [group["methods"].get(method, {}).get("quality", {}) for group in groups.values()]
+            columns.append(GroupColumn(method, 3, 1, [quality.get(score) for quality in qualities]))
+    for name, title, digits, scale in (
+        ("speculative_over_target_speed", "spec. speed", 2, 1),
+        ("drafter_over_target_speed", "drafter speed", 2, 1),
+        ("acceptance_rate", "accept. %", 1, 100),
+        ("mean_accepted_length", "per round", 2, 1),
+    ):
+        columns.append(GroupColumn(title, digits, scale, [group.get(name) for group in groups.values()]))
+    return [column for column in columns if any(column.intervals)]
 
 
-def bounds(figure: dict[str, Any] | None, digits: int, scale: float = 1, brief: bool = False, plus: str = "") -> str:
-    """A figure with its interval, as in 12.30 [11.90, 12.80]; `brief`: without it; `plus`: "+" shows the sign."""
-    if not figure:
-        return MISSING
-    ends = [figure[part] for part in ("value", "low", "high")]
-    texts = [None if end is None else f"{scale * end:{plus}.{digits}f}" for end in ends]
-    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if texts[1] and texts[2] and not brief else str(texts[0])
+def _significance(test: dict[str, Any]) -> str:
+    return "significant" if test["significant"] else "not significant"
 
 
-def _value(value: Any) -> str:
+def _format_score(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are figures."""
-    made = Table()
-    for i, name in enumerate(columns):
-        made.add_column(Text(name), justify="right" if i else "left", no_wrap=i == 0)
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    return made

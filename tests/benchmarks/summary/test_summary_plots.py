@@ -17,8 +17,8 @@ from pdevis.benchmarks.summary.summary_plot import HATCHES, MARKERS, plot_summar
 from pdevis.util.plotting import error_bars
 
 
-def outside(axis: Any) -> list[Text]:
-    """Labels of ticks that matplotlib does not draw: beyond the axis's ends, or switched off."""
+def hidden_labels(axis: Any) -> list[Text]:
+    """Return the labels of ticks that matplotlib does not draw: outside the axis limits, or disabled."""
     low, high = sorted(axis.get_view_interval())
     ticks = axis.get_major_ticks()
     return [
@@ -30,34 +30,34 @@ def outside(axis: Any) -> list[Text]:
 
 
 def check_figure(figure: Any) -> None:
-    """Labelled axes, all texts inside the figure, none over another."""
+    """Check that all axes have labels, and that all texts are inside the figure and do not overlap."""
     figure.canvas.draw()
     axes = [each for part in [figure, *figure.subfigs] for each in part.axes]
     assert axes
     assert all(each.get_xlabel() or each.get_xticklabels() or each.texts for each in axes)
     assert all(each.get_ylabel() or each.get_xlabel() for each in axes)
-    hidden = {id(label) for each in axes for axis in (each.xaxis, each.yaxis) for label in outside(axis)}
+    hidden = {id(label) for each in axes for axis in (each.xaxis, each.yaxis) for label in hidden_labels(axis)}
     found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
     texts = [text for text in found if id(text) not in hidden]
     boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts]  # without the lines of annotations
     for name, box in boxes:
-        assert box.x0 >= -1, f"{name!r} leaves the figure"
-        assert box.x1 <= figure.bbox.x1 + 1, f"{name!r} leaves the figure"
+        assert box.x0 >= -1, f"{name!r} is outside the figure"
+        assert box.x1 <= figure.bbox.x1 + 1, f"{name!r} is outside the figure"
     for (one, box), (other, second) in itertools.combinations(boxes, 2):
-        assert not box.shrunk(0.98, 0.9).overlaps(second.shrunk(0.98, 0.9)), f"{one!r} over {other!r}"
+        assert not box.shrunk(0.98, 0.9).overlaps(second.shrunk(0.98, 0.9)), f"{one!r} overlaps {other!r}"
 
 
-def summary_of(tmp_path: Path, benchmark: str, made: list[dict[str, Any]]) -> dict[str, Any]:
-    path = save(tmp_path / "results", made, benchmark)
+def summary_of(tmp_path: Path, benchmark: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    path = save(tmp_path / "results", results, benchmark)
     return summarize(load_run(path, benchmark), SpecTask() if benchmark == "specbench" else GroupedTask())
 
 
 @pytest.mark.parametrize("groups", [1, 3, 57])
 def test_plot_with_few_and_many_groups(groups: int, tmp_path: Path) -> None:
-    made = entries("mmlu", max(40, 2 * groups))
-    for i, entry in enumerate(made):
+    results = entries("mmlu", max(40, 2 * groups))
+    for i, entry in enumerate(results):
         entry["subject"] = f"a_subject_with_a_long_name_{i % groups}"
-    check_figure(plot_summary(summary_of(tmp_path, "mmlu", made)))
+    check_figure(plot_summary(summary_of(tmp_path, "mmlu", results)))
 
 
 def test_plot_of_spec_bench_shows_ratio_and_length_per_group(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def cell(mode: str, speedup: float, retention: float, threshold: float | None = 
 
 @pytest.mark.parametrize("count", [1, 14, 60])
 def test_labels_of_the_grid_do_not_overlap(count: int) -> None:
-    """Many points in nearly the same place."""
+    """Many points lie close together."""
     cells = [cell("exact", 1, 1, None, frontier=True)]
     cells += [
         cell("skip", 1.2 + 0.001 * i, 0.8 + 0.0001 * i, 0.8 + 0.001 * i, frontier=i % 9 == 0) for i in range(count)

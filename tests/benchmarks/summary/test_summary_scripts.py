@@ -1,4 +1,4 @@
-"""The summary scripts as a user runs them: tables, JSON, plots, Spec-Bench's files, and every mistake in one line."""
+"""The summary scripts from the command line: tables, JSON, plots, Spec-Bench's files, one line per mistake."""
 
 from __future__ import annotations
 
@@ -120,6 +120,16 @@ def test_partial_journal(summary: Main, tmp_path: Path) -> None:
     for path in (journal, tmp_path / "r.json.1.partial.jsonl"):
         assert summary("mmlu", "--input", path, "--output", tmp_path / "s.json")[0] == 0
         assert json.loads((tmp_path / "s.json").read_text())["items"] == 8
+
+
+def test_folders_of_output_and_plot_are_created(summary: Main, tmp_path: Path) -> None:
+    path = save(tmp_path / "r.json", entries("mmlu", 3))
+    output, plot = tmp_path / "new" / "folder" / "s.json", tmp_path / "plots" / "p.png"
+    code, _, err = summary("mmlu", "--input", path, "--output", output, "--plot", plot)
+    assert code == 0
+    assert err.splitlines() == [f"created the folder {output.parent}", f"created the folder {plot.parent}"]
+    assert output.is_file()
+    assert png_size(plot)
 
 
 def test_same_input_gives_the_same_summary(summary: Main, tmp_path: Path) -> None:

@@ -1,49 +1,19 @@
-"""The figures of the speed comparison, on measurements made up for the purpose."""
-
-from dataclasses import asdict
+"""The metrics of the speed comparison, on invented measurements."""
 
 import pytest
 
+from helpers.speed_results import entry, measured, stats
+from pdevis.benchmarks.peak_memory import summarize_memory
 from pdevis.benchmarks.speed.decoders import PLAIN
 from pdevis.benchmarks.speed.draft_step import summarize_steps
-from pdevis.benchmarks.speed.memory import summarize_memory
-from pdevis.benchmarks.speed.speed_rows import equality, expected_length, make_rows, rejections
-from pdevis.generation import DecodeStats
+from pdevis.benchmarks.speed.speed_report import equality, expected_length, make_rows, rejections
 
 OURS = "pdevis, exact, γ=4"
 
 
-def stats(accepts: list[int], drafts: list[int], draft: float, verify: float, total: float) -> dict:
-    """Statistics of a generation whose rounds added `accepts` tokens (bonus included) after drafting `drafts`."""
-    return asdict(
-        DecodeStats(
-            new_tokens=sum(accepts),
-            rounds=len(accepts),
-            drafted=sum(drafts),
-            draft_steps=sum(drafts),
-            accepted=sum(accepts) - len(accepts),
-            accept_lengths=accepts,
-            draft_lengths=drafts,
-            draft_seconds=draft,
-            verify_seconds=verify,
-            prefill_seconds=0.5,
-            total_seconds=total,
-        )
-    )
-
-
-def measured(ids: list[int], seconds: float, stats: dict | None = None, kind: str = "peer", **more) -> dict:
-    about = {"kind": kind, "gamma": None, "compared": True, "note": None}
-    return about | more | {"seconds": seconds, "ids": ids, "stats": stats}
-
-
-def entry(**contestants) -> dict:
-    return {"kind": "prompt", "category": None, "left_out": {}, "contestants": contestants}
-
-
 @pytest.fixture
 def prompts():
-    """Two prompts of 10 tokens: plain decoding takes 0.1 s a token; ours 4 tokens a draft of 0.02 s each."""
+    """Two prompts of 10 tokens: plain decoding takes 0.1 s per token; pdevis drafts 4 tokens of 0.02 s each."""
     ids = list(range(10))
     plain = stats([1] * 10, [0] * 10, 0.0, 1.0, 1.5)
     ours = stats([5, 2, 3], [4, 4, 2], 0.2, 0.36, 1.1)
@@ -73,7 +43,7 @@ def test_speeds_are_ratios_of_sums_with_intervals_and_medians(prompts):
     assert "acceptance_rate" not in rows[1]
 
 
-def test_a_round_is_taken_apart(prompts):
+def test_parts_of_a_round(prompts):
     ours = make_rows(prompts)[0][2]
     assert ours["acceptance_rate"]["value"] == pytest.approx(7 / 10)
     assert ours["rounds_with_rejection"] == 2, "one of each prompt: the round that adds 2 tokens after drafting 4"
@@ -87,7 +57,7 @@ def test_a_round_is_taken_apart(prompts):
     assert sum(ours["round_share"].values()) == pytest.approx(1)
 
 
-def test_the_analytic_speedup_and_the_share_of_it_that_is_reached(prompts):
+def test_analytic_speedup_and_the_fraction_of_it_that_is_reached(prompts):
     ours = make_rows(prompts)[0][2]
     cost = 10 / 3 * 0.2 + 1
     expected = (1 - 0.875 ** (10 / 3 + 1)) / (1 - 0.875)
@@ -97,7 +67,7 @@ def test_the_analytic_speedup_and_the_share_of_it_that_is_reached(prompts):
     assert ours["share_of_analytic"]["from_length"] == pytest.approx((1.0 / 0.6) / (10 / 3 / cost))
 
 
-def test_expected_length_at_its_ends():
+def test_expected_length_at_the_limits():
     assert expected_length(0.0, 4) == 1
     assert expected_length(1.0, 4) == 5
     assert expected_length(0.5, 2) == pytest.approx(1.75)
@@ -109,14 +79,14 @@ def test_rejections_leave_out_rounds_without_a_draft():
 
 def test_a_decoder_that_never_drafts_has_no_acceptance_and_no_analytic_speedup(prompts):
     plain = prompts[0]["contestants"][PLAIN]["stats"]
-    for each in prompts:
-        each["contestants"][OURS]["stats"] = plain
+    for prompt in prompts:
+        prompt["contestants"][OURS]["stats"] = plain
     ours = make_rows(prompts)[0][2]
     assert all(ours[name] is None for name in ("acceptance_rate", "beta", "c", "analytic_speedup", "mean_skip"))
     assert ours["mean_gamma"] == 0
 
 
-def test_a_contestant_that_lacks_a_prompt_is_left_out_by_name(prompts):
+def test_a_decoder_that_was_not_measured_on_a_prompt_is_left_out_with_a_reason(prompts):
     del prompts[1]["contestants"]["peer"]
     prompts[1]["left_out"]["other"] = "it fails"
     rows, left_out = make_rows(prompts)
@@ -125,31 +95,31 @@ def test_a_contestant_that_lacks_a_prompt_is_left_out_by_name(prompts):
 
 
 def test_equality_counts_only_what_is_comparable(prompts):
-    for each in prompts:
-        each["contestants"]["peer"] = measured([7], 1.0, compared=False, note="other weights")
-    found = equality(make_rows(prompts)[0])
-    assert found["all_equal"]
-    assert found["not_compared"] == {"peer": "other weights"}
+    for prompt in prompts:
+        prompt["contestants"]["peer"] = measured([7], 1.0, compared=False, note="other weights")
+    summary = equality(make_rows(prompts)[0])
+    assert summary["all_equal"]
+    assert summary["not_compared"] == {"peer": "other weights"}
     prompts[0]["contestants"][OURS]["ids"] = [9]
-    found = equality(make_rows(prompts)[0])
-    assert not found["all_equal"]
-    assert found["different"] == {OURS: 1}
+    summary = equality(make_rows(prompts)[0])
+    assert not summary["all_equal"]
+    assert summary["different"] == {OURS: 1}
 
 
 def test_draft_steps(prompts):
     rows = make_rows(prompts)[0]
     raw = {"ours_seconds": [0.01, 0.03], "transformers_seconds": [0.04, 0.04], "dtype": "float32", "precision": "int8"}
-    found = summarize_steps(raw, rows)
-    assert found["speedup"]["value"] == pytest.approx(2)
-    assert found["median_speedup"] == pytest.approx((4 + 4 / 3) / 2)
-    assert found["speedup_in_rounds"] == {OURS: pytest.approx(2)}
+    summary = summarize_steps(raw, rows)
+    assert summary["speedup"]["value"] == pytest.approx(2)
+    assert summary["median_speedup"] == pytest.approx((4 + 4 / 3) / 2)
+    assert summary["speedup_in_rounds"] == {OURS: pytest.approx(2)}
     assert summarize_steps(None, rows) is None
 
 
 def test_memory_over_weights():
     raw = {"kind": "memory", "before_bytes": 100, "peak_bytes": 400, "weight_bytes": {"both": 200}}
-    found = summarize_memory(raw)
-    assert found["peak_over_weights"] == 2
-    assert found["models_over_weights"] == 1.5
+    summary = summarize_memory(raw)
+    assert summary["peak_over_weights"] == 2
+    assert summary["models_over_weights"] == 1.5
     assert summarize_memory({"kind": "memory", "left_out": "killed"}) == {"left_out": "killed"}
     assert summarize_memory(None) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pdevis import load_pair
-from pdevis.benchmarks.speed.memory import main, measure_memory, resident_bytes, weight_bytes
+from pdevis.benchmarks.peak_memory import main, measure_memory, resident_bytes, weight_bytes
 from pdevis.config import DraftConfig
 from pdevis.models.hf import HFCausalLM
 
@@ -70,6 +70,6 @@ def test_the_report(tiny_folder, capsys):
 
 
 def test_a_process_that_fails_says_why():
-    found = measure_memory({"target": "no/such/folder"}, DraftConfig(), 2, 4)
+    found = measure_memory({"target": "no/such/folder"}, draft=DraftConfig(), gamma=2, length=4)
     assert "code 2: error: " in found["left_out"]
     assert "no/such/folder" in found["left_out"]
