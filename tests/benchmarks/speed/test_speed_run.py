@@ -194,7 +194,7 @@ def test_a_prompt_that_is_too_long_for_the_context_is_named(main, flags, capsys)
         (["--prompts", "99"], ["--prompts", "99", "at most 12"]),
         (["--without", "plain"], ["--without", "'plain'", "lookup"]),
         (["--categories", "math"], ["--categories", "--specbench"]),
-        (["--specbench", "no/such.jsonl"], ["no/such.jsonl", "no such file"]),
+        (["--specbench", "no/such.jsonl"], ["no/such.jsonl", "does not exist"]),
         (["--gguf", "no/such.gguf"], ["--gguf", "no/such.gguf", "does not exist"]),
         (["--resume"], ["--resume", "--output"]),
         (["--output", "/"], ["--output /", "is a folder"]),
