@@ -34,7 +34,7 @@ SACREBLEU_SET = "wmt14/full"  # the 3003 sentences of the hub's test split; "wmt
 
 
 class FetchError(OSError):
-    """A dataset cannot be fetched; the message says which one and why."""
+    """A dataset cannot be fetched; the message names it and the reason."""
 
 
 class Unreachable(FetchError):
@@ -93,8 +93,8 @@ def fetch_wmt(revision: str) -> list[Item]:
     try:
         # Only the test files: the training split has gigabytes.
         files = {"test": "de-en/test-*.parquet"}
-        found = rows("wmt/wmt14", revision, data_files=files, verification_mode="no_checks")
-        pairs = [(row["translation"]["de"], row["translation"]["en"]) for row in found]
+        table = rows("wmt/wmt14", revision, data_files=files, verification_mode="no_checks")
+        pairs = [(row["translation"]["de"], row["translation"]["en"]) for row in table]
     except Unreachable as error:
         print(f"{error}; taking sacrebleu's {SACREBLEU_SET}", file=sys.stderr)
         pairs = sacrebleu_pairs("de-en")
@@ -120,7 +120,7 @@ def sacrebleu_pairs(languages: str) -> list[tuple[str, str]]:
 
 def fetch_mmlu(revision: str) -> list[Item]:
     files = {"test": "all/test-*.parquet"}
-    found = rows("cais/mmlu", revision, data_files=files, verification_mode="no_checks")
+    table = rows("cais/mmlu", revision, data_files=files, verification_mode="no_checks")
     return [
         {
             "question_id": number,
@@ -128,7 +128,7 @@ def fetch_mmlu(revision: str) -> list[Item]:
             "prompt": format_question(row["question"], row["choices"]),
             "label": OPTIONS[row["answer"]],
         }
-        for number, row in enumerate(found, 1)
+        for number, row in enumerate(table, 1)
     ]
 
 
@@ -240,9 +240,8 @@ def write(path: Path, items: list[Item], benchmark: str) -> None:
         try:
             get_task(benchmark).load(temporary)
         except ValueError as error:
-            raise FetchError(
-                f"the dataset is not as expected: {str(error).replace(temporary.name, path.name)}"
-            ) from error
+            message = str(error).replace(temporary.name, path.name)
+            raise FetchError(f"the dataset is not as expected: {message}") from error
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -259,7 +258,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--k", type=_at_least(1), metavar="N", help="items per file (default: all)")
     parser.add_argument(
-        "--seed", type=_at_least(0), default=0, metavar="N", help="seed of the shuffle (default: %(default)s)"
+        "--seed", type=_at_least(0), default=0, metavar="N", help="of the shuffle (default: %(default)s)"
     )
     parser.add_argument(
         "--output_dir",

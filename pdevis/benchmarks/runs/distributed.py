@@ -93,7 +93,7 @@ class DistEnv:
         """The device of this process, of those that a flag names.
 
         A comma list names one for each process of a machine. Without any flag, and with several processes and several
-        GPUs, each process takes a GPU of its own.
+        GPUs, each process takes another GPU.
 
         Raises:
             ValueError: for a list of another length than the number of processes of a machine.

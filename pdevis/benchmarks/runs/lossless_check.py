@@ -43,20 +43,20 @@ def first_difference(
         return None
     shorter = min(len(target_ids), len(speculative_ids))
     position = next((i for i in range(shorter) if target_ids[i] != speculative_ids[i]), shorter)
-    found: dict[str, Any] = {"position": position, "target_id": None, "speculative_id": None}
-    found |= {"logit_gap": None, "near_tie": False}
+    difference: dict[str, Any] = {"position": position, "target_id": None, "speculative_id": None}
+    difference |= {"logit_gap": None, "near_tie": False}
     for name, ids in (("target_id", target_ids), ("speculative_id", speculative_ids)):
         if position < len(ids):
-            found[name] = ids[position]
+            difference[name] = ids[position]
     if position == shorter:
-        return found
+        return difference
     logits = _logits(pair, [*prompt_ids, *target_ids[:position]])
-    gap = abs(float(logits[found["target_id"]] - logits[found["speculative_id"]]))
+    gap = abs(float(logits[difference["target_id"]] - logits[difference["speculative_id"]]))
     if math.isfinite(gap):
         tolerance = NEAR_TIE.get(pair.describe().get("target_precision"), NEAR_TIE["float32"])
-        found["logit_gap"] = gap
-        found["near_tie"] = gap <= tolerance * float(logits.abs().max())
-    return found
+        difference["logit_gap"] = gap
+        difference["near_tie"] = gap <= tolerance * float(logits.abs().max())
+    return difference
 
 
 def _logits(pair: Any, ids: list[int]) -> torch.Tensor:
@@ -83,9 +83,9 @@ def compare_turns(
     Turns after the first difference have different contexts, and are not compared.
     """
     for turn, (prompt_ids, expected, answer) in enumerate(zip(prompts, target, speculative)):
-        found = first_difference(pair, prompt_ids, expected.ids, answer.ids)
-        if found is not None:
-            return {"same_as_target": False, "first_difference": found | {"turn": turn}}
+        difference = first_difference(pair, prompt_ids, expected.ids, answer.ids)
+        if difference is not None:
+            return {"same_as_target": False, "first_difference": difference | {"turn": turn}}
     return {"same_as_target": True}
 
 

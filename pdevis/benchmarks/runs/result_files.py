@@ -199,9 +199,9 @@ def _check_entry(location: str, entry: Any) -> None:
 
 def _check_benchmark(path: Path, entries: list[Entry], benchmark: str) -> None:
     meta = read_meta(path) or {}
-    found = meta.get("benchmark") or next((OWN_KEYS[key] for key in OWN_KEYS if key in entries[0]), None)
+    actual = meta.get("benchmark") or next((OWN_KEYS[key] for key in OWN_KEYS if key in entries[0]), None)
     expects_lines = benchmark in LINES
     blocks = {key for entry in entries for key in entry}
     wrong_keys = bool(blocks & ({"target_only", "drafter_only"} if expects_lines else {"target", "draft"}))
-    if (found or benchmark) != benchmark or wrong_keys or (found is None and benchmark in OWN_KEYS.values()):
-        raise ValueError(f"{path}: these are results of {found or 'another benchmark'}, not of {benchmark}")
+    if (actual or benchmark) != benchmark or wrong_keys or (actual is None and benchmark in OWN_KEYS.values()):
+        raise ValueError(f"{path}: these are results of {actual or 'another benchmark'}, not of {benchmark}")

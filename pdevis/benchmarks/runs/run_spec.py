@@ -70,7 +70,7 @@ only with --overwrite.
     accelerate launch --num_processes 4 %(prog)s …    # divided over four GPUs
 
 accelerate: without several GPUs it also needs --multi_gpu to start several processes (on the CPU too). Without a device
-flag each process takes a GPU of its own, otherwise one of a comma list such as --target_device cuda:0,cuda:1.
+flag each process takes another GPU, otherwise one of a comma list such as --target_device cuda:0,cuda:1.
 
 Exit code: 0, or 1 if an item failed (the others are kept), 2 for a mistake in the flags, 130 after Ctrl-C."""
 

@@ -201,13 +201,13 @@ class IfEval(Task):
         if not entries:
             return {}
         signature = f"lm-eval:{version('lm-eval')}|nltk:{version('nltk')}|langdetect:{version('langdetect')}|seed:fixed"
-        found = {}
+        accuracies = {}
         for kind in ("strict", "loose"):
             prompts = [score[f"prompt_{kind}"] for score in scores]
             single = [followed for score in scores for followed in score[f"followed_{kind}"]]
             for level, values in (("prompt", prompts), ("instruction", single)):
-                found[f"{level}_{kind}"] = {"score": sum(values) / len(values), "signature": signature}
-        return found
+                accuracies[f"{level}_{kind}"] = {"score": sum(values) / len(values), "signature": signature}
+        return accuracies
 
 
 def _check_arguments(name: str, given: dict[str, Any]) -> None:

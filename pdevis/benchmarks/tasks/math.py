@@ -41,12 +41,12 @@ def matches_label(label: str, answer: str) -> tuple[bool, str | None]:
     seconds = TIMEOUT_SECONDS if threading.current_thread() is threading.main_thread() else None
     boxed = last_boxed(answer)
     gold = parse(label if _BOX.search(label) else f"\\boxed{{{label}}}", parsing_timeout=seconds)
-    found = parse(answer, parsing_timeout=seconds)
-    extracted = boxed if boxed is not None else (str(found[-1]) if found else None)
+    parsed = parse(answer, parsing_timeout=seconds)
+    extracted = boxed if boxed is not None else (str(parsed[-1]) if parsed else None)
     expected = last_boxed(label) or label
     if boxed is not None and _without_spaces(boxed) == _without_spaces(expected):
         return True, extracted
-    is_correct = verify(gold, found, timeout_seconds=seconds)
+    is_correct = verify(gold, parsed, timeout_seconds=seconds)
     if not is_correct and boxed is not None and len(_BOX.findall(answer)) > 1:
         is_correct = verify(gold, parse(f"\\boxed{{{boxed}}}", parsing_timeout=seconds), timeout_seconds=seconds)
     return bool(is_correct), extracted

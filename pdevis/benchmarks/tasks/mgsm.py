@@ -1,7 +1,7 @@
 """MGSM: grade-school mathematics in 11 languages; the answer is an integer.
 
 Two extractions, as in the usual harnesses: `correct` takes the number after the language's answer prefix, which the
-prompt asks for; `correct_flexible` takes the last number of the answer, found with lm-evaluation-harness's pattern.
+prompt asks for; `correct_flexible` takes the last number of the answer, numbers with lm-evaluation-harness's pattern.
 
 Models write numbers with any script's digits, any country's thousands separators, and LaTeX spacing.
 """
@@ -161,8 +161,8 @@ def extract_prefixed(answer: str, language: str) -> str | None:
 
 def extract_flexible(answer: str) -> str | None:
     """The last number of an answer, by the harness's own pattern (after converting digits to ASCII)."""
-    found = _FLEXIBLE.findall(plain(answer))
-    return next(filter(None, found[-1])) if found else None
+    numbers = _FLEXIBLE.findall(plain(answer))
+    return next(filter(None, numbers[-1])) if numbers else None
 
 
 class Mgsm(Task):

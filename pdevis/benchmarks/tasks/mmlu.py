@@ -58,9 +58,9 @@ def extract_option(answer: str) -> str | None:
     if leading and not _repeats_options(answer, leading[1]):
         return leading[1]
     for pattern in (_STATED, _ALONE):
-        for found in pattern.finditer(answer):
-            if found[1] != "A" or _AFTER_OPTION.match(answer, found.end()):
-                return found[1].upper()
+        for match in pattern.finditer(answer):
+            if match[1] != "A" or _AFTER_OPTION.match(answer, match.end()):
+                return match[1].upper()
     return None
 
 

@@ -1,4 +1,4 @@
-"""SpecBench: questions of many kinds, some of two turns, for speed alone: there is no quality metric."""
+"""SpecBench: questions of many kinds, some of two turns, to measure speed only: there is no quality metric."""
 
 from __future__ import annotations
 

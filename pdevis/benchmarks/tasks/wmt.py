@@ -95,16 +95,16 @@ class Wmt(Task):
         if not entries:
             return {}
         outputs, labels = [one_line(text) for text in texts], reference_streams(entries)
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for name, metric in corpus_metrics().items():
             score = metric.corpus_score(outputs, labels).score
-            found[name] = {"score": score, "signature": str(metric.get_signature())}
+            results[name] = {"score": score, "signature": str(metric.get_signature())}
         overlaps = [rouge().score_multi(references(entry), output) for entry, output in zip(entries, outputs)]
         signature = f"f-measure|mean|stemmer:no|version:rouge-score {version('rouge-score')}"
         for name, key in (("ROUGE-1", "rouge1"), ("ROUGE-L", "rougeL")):
             mean = 100 * sum(overlap[key].fmeasure for overlap in overlaps) / len(overlaps)
-            found[name] = {"score": mean, "signature": signature}
-        return found
+            results[name] = {"score": mean, "signature": signature}
+        return results
 
     def compare(
         self, entries: Sequence[Item], target_texts: Sequence[str], other_texts: Sequence[str]
@@ -122,12 +122,12 @@ class Wmt(Task):
             (name, [one_line(text) for text in outputs])
             for name, outputs in (("target", target_texts), ("other", other_texts))
         ]
-        signatures, results = PairedTest(systems, corpus_metrics(), reference_streams(entries), test_type="bs")()
-        found = {}
+        signatures, scores = PairedTest(systems, corpus_metrics(), reference_streams(entries), test_type="bs")()
+        results = {}
         for name, signature in signatures.items():
-            target, other = results[name]
+            target, other = scores[name]
             p_value = 1.0 if other.score == target.score else float(other.p_value)
-            found[name] = {
+            results[name] = {
                 "target": float(target.score),
                 "other": float(other.score),
                 "difference": float(other.score - target.score),
@@ -137,7 +137,7 @@ class Wmt(Task):
                 "other_interval": _interval(other),
                 "signature": str(signature),
             }
-        return found
+        return results
 
 
 def _interval(result: Any) -> list[float]:
