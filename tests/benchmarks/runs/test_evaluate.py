@@ -112,7 +112,7 @@ CODE = {"empty.py": "", "broken.py": "def", "raises.py": "raise RuntimeError('a\
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "expected"),
     [
         (["--dataset", "none.json"], "--dataset none.json: does not exist"),
         (["--dataset", "."], "--dataset .: is a folder"),
@@ -138,18 +138,18 @@ CODE = {"empty.py": "", "broken.py": "def", "raises.py": "raise RuntimeError('a\
         (["--target_model", "nowhere/model"], "nowhere/model"),
     ],
 )
-def test_mistakes_are_one_line(scripts: Scripts, argv: list[str], said: str) -> None:
+def test_mistakes_are_one_line(scripts: Scripts, argv: list[str], expected: str) -> None:
     for name, text in CODE.items():
         Path(name).write_text(text)
     code, err = scripts("mmlu", "--no-progress", *argv)
     assert code == 2
     assert err.count("\n") == 1
     assert err.startswith("error: ")
-    assert said in err
+    assert expected in err
     assert [path.name for path in Path().rglob("*.partial.jsonl")] == []
 
 
-def test_the_default_folder_cannot_be_made(scripts: Scripts) -> None:
+def test_the_default_folder_cannot_be_created(scripts: Scripts) -> None:
     Path("results").write_text("a file")
     code, err = scripts("mmlu")
     assert code == 1

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or out of disk loses one item at most; --resume goes on as if nothing had been."""
+"""A run that is stopped, killed or out of disk loses one item at most; --resume continues it without a difference in the results."""
 
 from __future__ import annotations
 
@@ -64,18 +64,16 @@ def test_kill_9_and_resume(scripts: Scripts) -> None:
 
 def stop(scripts: Scripts, monkeypatch: pytest.MonkeyPatch, at: int, *flags: object) -> tuple[int, str]:
     monkeypatch.setenv("STOP_AT", str(at))
-    found = scripts("mmlu", *FLAGS, "--output", OUTPUT, *flags)
+    result = scripts("mmlu", *FLAGS, "--output", OUTPUT, *flags)
     monkeypatch.delenv("STOP_AT")
-    return found
+    return result
 
 
-def test_ctrl_c_keeps_finished_items_and_says_how_to_go_on(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_finished_items_and_says_how_to_resume(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     code, err = stop(scripts, monkeypatch, 3 + 3 + 2)
     assert code == 130
-    assert (
-        err
-        == "stopped: 1 of 6 items are kept in o.json.partial.jsonl; run the same command with --resume to continue\n"
-    )
+    kept = "stopped: 1 of 6 items are kept in o.json.partial.jsonl"
+    assert err == f"{kept}; run the same command with --resume to continue\n"
     code, err = stop(scripts, monkeypatch, 3 + 3 + 1, "--resume")
     assert code == 130
     assert "stopped: 2 of 6" in err
@@ -111,7 +109,7 @@ def test_resume_needs_the_same_settings_and_dataset(scripts: Scripts, monkeypatc
     assert scripts("mmlu", *FLAGS, *argv)[0] == 0
 
 
-def test_a_sampled_run_goes_on_with_the_seed_it_drew(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampled_run_is_resumed_with_its_drawn_seed(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     stop(scripts, monkeypatch, 3 + 3 + 1, "--temperature", 0.8)
     assert scripts("mmlu", *FLAGS, "--temperature", 0.8, "--output", OUTPUT, "--resume")[0] == 0
     seed = read_meta(OUTPUT)["settings"]["seed"]
@@ -134,7 +132,7 @@ def test_finished_results_are_replaced_only_with_overwrite(scripts: Scripts, mon
     assert not journal_path(OUTPUT).exists()
 
 
-def test_resume_with_nothing_there_starts(scripts: Scripts) -> None:
+def test_resume_without_an_earlier_run_starts(scripts: Scripts) -> None:
     code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")
     assert code == 0
     assert err.splitlines()[0] == "nothing to resume: starting"

@@ -83,11 +83,11 @@ def test_a_broken_item_is_named_by_file_and_number(name: str, change: dict, expe
     array, lines = tmp_path / "array.json", tmp_path / "lines.jsonl"
     array.write_text(json.dumps([good, bad]))
     lines.write_text(json.dumps(good) + "\n\n" + json.dumps(bad) + "\n")
-    for file, place in ((array, "item 2"), (lines, "line 3")):
+    for file, location in ((array, "item 2"), (lines, "line 3")):
         with pytest.raises(ValueError) as caught:
             get_task(name).load(file, k=1)  # beyond the items that are asked for, too
         message = str(caught.value)
-        assert message.startswith(f"{file}: {place}: ")
+        assert message.startswith(f"{file}: {location}: ")
         assert expected in message
         assert "\n" not in message
 
@@ -96,7 +96,7 @@ def test_a_broken_item_is_named_by_file_and_number(name: str, change: dict, expe
 def test_a_missing_key_is_named(name: str, tmp_path: Path) -> None:
     for key in GOOD[name]:
         file = tmp_path / "items.json"
-        file.write_text(json.dumps([{each: value for each, value in GOOD[name].items() if each != key}]))
+        file.write_text(json.dumps([{other: value for other, value in GOOD[name].items() if other != key}]))
         with pytest.raises(ValueError, match=rf"items\.json: item 1: has no {key}"):
             get_task(name).load(file)
 

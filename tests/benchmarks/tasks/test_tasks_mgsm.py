@@ -1,4 +1,4 @@
-"""MGSM's scorer: numbers as they are written around the world, answer prefixes, and the harness's own extraction."""
+"""MGSM's scorer: numbers in the notation of many countries, answer prefixes, and the harness's own extraction."""
 
 from __future__ import annotations
 

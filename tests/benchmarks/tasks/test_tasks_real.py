@@ -1,4 +1,4 @@
-"""The loaders and scorers on items of the real benchmarks, where they are at hand (they are no part of the project)."""
+"""The loaders and scorers on items of the real benchmarks, if they exist (they are not part of the project)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pdevis.benchmarks.tasks import get_task
 from pdevis.benchmarks.tasks.ifeval import checkers
 from pdevis.benchmarks.tasks.mgsm import LANGUAGES
 
-FOLDER = next((each for each in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if each.is_dir()), None)
+FOLDER = next((path for path in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if path.is_dir()), None)
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="needs the folder shared/data with the benchmarks' items")
 
 
@@ -30,8 +30,8 @@ def test_wmt() -> None:
     right, shifted = score_corpus(task, entries, labels), score_corpus(task, entries, labels[1:] + labels[:1])
     assert right["BLEU"]["score"] == pytest.approx(100)
     assert shifted["BLEU"]["score"] < 5
-    found = task.compare(entries, labels, [label.replace("the", "a") for label in labels])
-    assert found["BLEU"]["significant"]
+    result = task.compare(entries, labels, [label.replace("the", "a") for label in labels])
+    assert result["BLEU"]["significant"]
 
 
 def test_mmlu() -> None:
@@ -68,8 +68,8 @@ def test_ifeval() -> None:
         ours, official = task.score(entry, answer), process_results({"key": 1, **entry}, [answer])
         assert ours["followed_strict"] == official["inst_level_strict_acc"]
         assert ours["followed_loose"] == official["inst_level_loose_acc"]
-    found = score_corpus(task, entries, ["Just a plain answer. It ends here."] * len(entries))
-    assert 0 < found["prompt_strict"]["score"] <= found["prompt_loose"]["score"] < 0.5
+    result = score_corpus(task, entries, ["Just a plain answer. It ends here."] * len(entries))
+    assert 0 < result["prompt_strict"]["score"] <= result["prompt_loose"]["score"] < 0.5
 
 
 def test_specbench() -> None:
