@@ -231,6 +231,3 @@ class Generation:
     ids: list[int]
     text: str
     stats: DecodeStats
-
-
-sum_stats = DecodeStats.sum

@@ -107,7 +107,7 @@ def test_the_speedup_compares_the_turns_that_both_answered() -> None:
     assert "2.00x" in screen.enter("/stats")
 
 
-def test_sum_stats_of_different_speeds() -> None:
+def test_sum_of_stats_of_different_speeds() -> None:
     slow = DecodeStats(new_tokens=10, total_seconds=10.0)
     fast = DecodeStats(new_tokens=10, total_seconds=1.0, prefill_seconds=0.5)
     assert DecodeStats.sum([slow, fast]).tokens_per_second == pytest.approx(20 / 10.5)  # not (1 + 20) / 2

@@ -1,4 +1,4 @@
-"""What the tests of the evaluate scripts share: running one in this process, and comparing results without timings."""
+"""Helpers for tests of the evaluate scripts: run one in this process, and compare results without timings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from helpers import ROOT
+from pdevis.benchmarks.tasks import Task
 
-SLOW_PAIR = ROOT / "tests" / "slow_pair.py"
+SLOW_PAIR = ROOT / "tests" / "helpers" / "slow_pair.py"
+# categories of Spec-Bench whose questions have two turns
+MULTI_TURN = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 BENCHMARKS = ("wmt", "mmlu", "mgsm", "math", "ifeval", "specbench")
 
 
@@ -24,27 +27,27 @@ def script_of(benchmark: str) -> Path:
 
 
 class Scripts:
-    """Runs evaluate scripts in this process, in a folder of their own, with tiny models."""
+    """Runs evaluate scripts in this process, in a separate folder, with tiny models."""
 
     def __init__(self, target: Path, drafter: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.models = ["--target_model", str(target), "--drafter_model", str(drafter), "--device", "cpu"]
         self.capsys = capsys
 
     def __call__(self, benchmark: str, *argv: object, models: bool = True) -> tuple[int, str]:
-        """Exit code and stderr of a run; mistakes that argparse finds count too."""
+        """Exit code and stderr of a run, also if argparse ends it."""
         main = runpy.run_path(str(script_of(benchmark)))["main"]
         words = [*(self.models if models else []), *map(str, argv)]
         self.capsys.readouterr()
         try:
             code = main(words)
-        except SystemExit as leaving:
-            code = leaving.code
+        except SystemExit as stopped:
+            code = stopped.code
         streams = self.capsys.readouterr()
         assert streams.out == ""
         return code, streams.err
 
     def start(self, benchmark: str, *argv: object, launcher: Sequence[str] = (), **env: str) -> subprocess.Popen[str]:
-        """The same in another process."""
+        """Start a script in another process."""
         command = [*(launcher or [sys.executable]), str(script_of(benchmark)), *self.models, *map(str, argv)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -56,7 +59,12 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def timeless(value: Any) -> Any:
-    """A result without what the clock has a part in."""
+    """A result without its timings."""
     if isinstance(value, dict):
-        return {key: timeless(each) for key, each in value.items() if "seconds" not in key and "per_sec" not in key}
-    return [timeless(each) for each in value] if isinstance(value, list) else value
+        return {key: timeless(part) for key, part in value.items() if "seconds" not in key and "per_sec" not in key}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def score_corpus(task: Task, entries: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
+    """Metrics of all answers together, from the scores of each."""
+    return task.corpus(entries, texts, [task.score(entry, text) for entry, text in zip(entries, texts)])

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.result_files import METHOD_KEYS
+from pdevis.benchmarks.runs.result_files import method_keys
 
 SPEED = {"target": 10.0, "drafter": 40.0, "speculative": 16.0}
 
@@ -87,7 +87,7 @@ def entries(
             if benchmark == "specbench":
                 turns = [result] + [block(method, "again", 8, generator)] * (i % 2)
                 result = joined(turns)
-            entry[METHOD_KEYS(benchmark)[method]] = result
+            entry[method_keys(benchmark)[method]] = result
         results.append(entry)
     return results
 

@@ -1,7 +1,7 @@
-"""For --code_path in tests: pdevis' own load_pair, with answers that can be made slow, stopped or failing.
+"""A file for --code_path in tests: pdevis' own load_pair, with answers that can be delayed, interrupted or failing.
 
-WAIT: seconds that every answer takes longer. STOP_AT, FAIL_AT: the number of the answer (from 1, warm-ups included)
-that is interrupted as by Ctrl-C, or fails.
+Environment variables: WAIT, delay of every answer in seconds; STOP_AT and FAIL_AT, number of the answer (from 1, with
+warm-ups) that is interrupted as by Ctrl-C, or fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def load_pair(*args: Any, **settings: Any) -> Any:
     pair = pdevis.load_pair(*args, **settings)
     generate, count = pair.generate, 0
 
-    def slow(*args: Any, **settings: Any) -> Any:
+    def controlled_generate(*args: Any, **settings: Any) -> Any:
         nonlocal count
         count += 1
         time.sleep(float(os.environ.get("WAIT", "0")))
@@ -27,5 +27,5 @@ def load_pair(*args: Any, **settings: Any) -> Any:
             raise RuntimeError("no memory left")
         return generate(*args, **settings)
 
-    pair.generate = slow
+    pair.generate = controlled_generate
     return pair

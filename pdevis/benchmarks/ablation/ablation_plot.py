@@ -1,7 +1,7 @@
-"""The Pareto plot of an ablation: draft speedup against retention, a point per cell, and the frontier.
+"""Pareto plot of an ablation: draft speedup against retention, a point per cell, and the frontier.
 
-Labels stand in a column at the right, each with a line to its point, so that they cannot overlap however the points
-lie. In a large grid only `exact` and the frontier are named: the table names them all.
+Labels are in a column at the right, with a line from each to its point, so that they never overlap. In a large grid
+only `exact` and the cells on the frontier have labels: the table names all.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pdevis.util.plotting import error_bars, mark_not_measured, new_figure, save
 MARKERS = {"exact": "o", "skip": "^", "parallel": "s"}
 FILLS = {"exact": "white", "skip": "0.7", "parallel": "black"}
 SHORT = {"threshold": "τ", "window": "W", "gamma": "γ"}
-ALL_NAMED = 16  # cells: in a larger grid the lines from the labels to the points would be a tangle
-HEIGHT, GAP = 5.5, 0.045  # of the figure in inches; between labels as a share of the axes
+MAX_LABELLED = 16  # cells: in a larger grid the lines from the labels to the points would cross too often
+HEIGHT_INCHES = 5.5
+LABEL_GAP = 0.045  # distance of labels, as a fraction of the axes' height
 
 
 def labels_of(cells: list[dict[str, Any]]) -> list[str]:
-    """A short name per cell: its mode, and those settings that are not the same in all cells that have them."""
+    """Short name of each cell: its mode, and the settings that differ between the cells that have them."""
     varying = [name for name in ("check", *SHORT) if len({cell[name] for cell in cells if cell[name] is not None}) > 1]
     names = []
     for cell in cells:
@@ -33,14 +34,14 @@ def shown(value: Any) -> str:
 
 
 def draw_grid(summary: dict[str, Any], path: Path) -> None:
-    """Draw what `summarize_grid` returns into a PNG file, which is replaced as a whole. OSError where it cannot be."""
+    """Draw the result of `summarize_grid` into a PNG file, atomically. Raises OSError if it cannot be written."""
     save(plot_grid(summary), path)
 
 
 def plot_grid(summary: dict[str, Any]) -> Any:
     """The matplotlib figure of an ablation."""
     cells = [cell for cell in summary["cells"] if "draft_speedup" in cell and "retention" in cell]
-    figure = new_figure(10, HEIGHT)
+    figure = new_figure(10, HEIGHT_INCHES)
     axes = figure.subplots()
     axes.set_xlabel("draft speedup (draft tokens/s over exact)")
     axes.set_ylabel("retention (acceptance rate over exact)")
@@ -84,16 +85,16 @@ def _points(axes: Any, cells: list[dict[str, Any]]) -> None:
 
 
 def _labels(axes: Any, cells: list[dict[str, Any]]) -> None:
-    """Each as near to its point's height as the others allow."""
-    chosen = [
+    """Label the points, each label as near to the height of its point as the others allow."""
+    labelled = [
         (cell, name)
         for cell, name in zip(cells, labels_of(cells))
-        if len(cells) <= ALL_NAMED or cell["frontier"] or cell["mode"] == "exact"
-    ][: int(1 / GAP)]
-    chosen.sort(key=lambda each: (each[0]["retention"]["value"], each[0]["draft_speedup"]["value"]))
+        if len(cells) <= MAX_LABELLED or cell["frontier"] or cell["mode"] == "exact"
+    ][: int(1 / LABEL_GAP)]
+    labelled.sort(key=lambda pair: (pair[0]["retention"]["value"], pair[0]["draft_speedup"]["value"]))
     low, high = axes.get_ylim()
-    wanted = [(cell["retention"]["value"] - low) / (high - low) for cell, _ in chosen]
-    for (cell, name), height in zip(chosen, spread(wanted, GAP)):
+    wanted = [(cell["retention"]["value"] - low) / (high - low) for cell, _ in labelled]
+    for (cell, name), height in zip(labelled, spread(wanted, LABEL_GAP)):
         axes.annotate(
             name + " *" * cell["frontier"],
             (cell["draft_speedup"]["value"], cell["retention"]["value"]),
@@ -114,12 +115,12 @@ def _labels(axes: Any, cells: list[dict[str, Any]]) -> None:
 
 
 def spread(wanted: list[float], gap: float) -> list[float]:
-    """Rising heights in [0, 1], at least `gap` apart, near the rising ones wanted (at most 1 / gap + 1 of them)."""
+    """Move increasing heights so that they are at least `gap` apart within [0, 1] (at most 1 / gap + 1 heights)."""
     heights: list[float] = []
     for height in wanted:
         heights.append(max(height, heights[-1] + gap) if heights else max(height, 0.0))
     ceiling = 1.0
-    for place in range(len(heights) - 1, -1, -1):
-        heights[place] = min(heights[place], ceiling)
-        ceiling = heights[place] - gap
+    for i in range(len(heights) - 1, -1, -1):
+        heights[i] = min(heights[i], ceiling)
+        ceiling = heights[i] - gap
     return heights

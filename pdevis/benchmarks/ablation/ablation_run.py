@@ -1,8 +1,8 @@
-"""One benchmark over a grid of drafting settings, in one process, without reloading: which setting drafts how fast?
+"""One benchmark over a grid of drafting settings, in one process, without reloading the models.
 
-Every question is answered by the target (the reference for equality), then under each cell of the grid, `exact` with
-the same γ among them, so that whatever slows the machine down for a while slows all cells. A unit of work is one
-question under one cell.
+Every question is answered by the target (the reference for equality), then under each cell of the grid, among them
+`exact` with the same γ, so that a temporary slowdown of the machine affects all cells. A unit of work is one question
+under one cell.
 
     run_main(run_ablation, ablation_parser(__doc__, root).parse_args())
 """
@@ -11,26 +11,26 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdevis.benchmarks.runs.distributed import join_world, leave_world
-from pdevis.benchmarks.runs.evaluation_flags import evaluation_parser
-from pdevis.benchmarks.runs.jobs import Entry, Job, Options, execute
-from pdevis.benchmarks.runs.lossless_check import compare_turns, tally, verdict
-from pdevis.benchmarks.runs.output import encode_meta
-from pdevis.benchmarks.runs.run_spec import Inputs, join_as_worker, read_inputs, uses_chat
-from pdevis.benchmarks.runs.runner import Conditions, Conversation, converse, warm_up
+from pdevis.benchmarks.runs.conversation import Conversation, run_conversation, warm_up
+from pdevis.benchmarks.runs.distributed import DistEnv, process_group
+from pdevis.benchmarks.runs.lossless_check import compare_turns, count_matches, format_match_counts
+from pdevis.benchmarks.runs.result_files import Entry, encode_meta
+from pdevis.benchmarks.runs.resumable_run import ResumableRun
+from pdevis.benchmarks.runs.run_spec import RunSpec, evaluation_parser, join_as_worker, make_run_spec
 from pdevis.cli import Parser, draft_config, is_main_rank
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.generation import sum_stats
+from pdevis.generation import DecodeStats
 from pdevis.util.argtypes import comma_list, one_line, parse_value
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
 
+# axis of the grid: type, field of the config, config, default values
 GRID = {
     "modes": (str, "mode", DraftConfig, ("exact", "skip", "parallel")),
     "checks": (str, "check", DraftConfig, ("planned",)),
@@ -44,7 +44,7 @@ SUMS = ("drafted", "accepted", "draft_steps", "tokens", "rounds", "skipped", "de
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of the grid; what its mode does not look at is None."""
+    """One setting of the grid; values that its mode ignores are None."""
 
     mode: str
     check: str | None
@@ -53,13 +53,28 @@ class Cell:
     gamma: int
 
     def draft(self, base: DraftConfig) -> DraftConfig:
-        """The drafting settings of this cell: those of the flags, but for what the grid sets."""
+        """Drafting settings of this cell: `base`, except for what the grid sets."""
         given = {name: value for name, value in asdict(self).items() if value is not None and name != "gamma"}
         return replace(base, **given)
 
 
+def _checked(convert: type, setting: str, config: type) -> Callable[[str], Any]:
+    """Parser of one value of an axis, checked by the config it belongs to."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = parse_value(config, setting, convert, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if value == "auto":
+            raise argparse.ArgumentTypeError("'auto' cannot be part of a grid: name the modes")
+        return value
+
+    return parse
+
+
 def ablation_parser(description: str, root: Path) -> Parser:
-    """The flags of an evaluate script, with a comma list for each axis of the grid instead of --methods."""
+    """Parser of an evaluate script with a comma list for each axis of the grid instead of --methods."""
     parser = evaluation_parser(None, description, root)
     for action in parser._actions:
         if action.dest in SET_BY_GRID:
@@ -77,7 +92,7 @@ def ablation_parser(description: str, root: Path) -> Parser:
 
 
 def make_grid(args: argparse.Namespace) -> list[Cell]:
-    """The cells, `exact` first in each γ. A plan of `skip` has no lanes, hence no window."""
+    """The cells, `exact` first for each γ. `skip` with the planned check has no lanes, hence no window."""
     cells: list[Cell] = []
     for gamma in args.gammas:
         cells.append(Cell("exact", None, None, None, gamma))
@@ -89,49 +104,101 @@ def make_grid(args: argparse.Namespace) -> list[Cell]:
     return list(dict.fromkeys(cells))
 
 
-def run_ablation(args: argparse.Namespace) -> int:
-    """Run the grid as the flags say; returns the exit code: 1 where a unit has failed.
+@dataclass(frozen=True)
+class GridSpec:
+    """A run over a grid; unit 0 of each question is the target's answer, the others are its cells."""
+
+    run: RunSpec
+    cells: tuple[Cell, ...]
+
+    @property
+    def units_per_item(self) -> int:
+        return 1 + len(self.cells)
+
+    def header(self) -> dict[str, Any]:
+        """Header of the run's files: the cells instead of what the grid sets."""
+        settings = {name: value for name, value in self.run.settings.items() if name not in SET_BY_GRID}
+        return self.run.header({**settings, "cells": [asdict(cell) for cell in self.cells]}) | {"kind": "ablation"}
+
+
+def make_grid_spec(args: argparse.Namespace, *, env: DistEnv, fresh_seed: int) -> GridSpec:
+    """Turn the flags of `ablation_parser` into a `GridSpec`, and check it.
 
     Raises:
-        ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: finished units are kept.
+        ValueError, OSError: a mistake, in one line; among them a flag that the grid sets, and an invalid cell.
     """
-    if not is_main_rank(args):
-        return join_as_worker(args)
-    world = join_world(args)
-    seed = world.seed()
-    base = world.agree(lambda: _base(args))
-    inputs = world.agree(lambda: read_inputs(args, world, seed, name="ablation"))
-    cells = make_grid(args)
-    settings = inputs.header["settings"]
-    for name in ("draft_mode", "check", "threshold", "window", "gamma"):
-        del settings[name]
-    inputs.header["kind"] = "ablation"
-    settings["cells"] = [asdict(cell) for cell in cells]
-    per_item = 1 + len(cells)  # unit 0 of each question is the target's
-    job = Job(
-        name=f"{args.benchmark} ablation",
-        header=inputs.header,
-        units=per_item * len(inputs.items),
-        produce=lambda pair, units: _produce(pair, units, inputs, cells, base, uses_chat(args, pair)),
-        encode=lambda entries, meta: encode_meta(meta | assemble(entries, cells)),
-        note=lambda entry: {"cell": entry["cell"]},
-        report=_report,
-        group=per_item,
-        about=inputs.about,
-    )
-    code = execute(job, inputs.output, inputs.load, Options(args.resume, args.overwrite, args.progress), world)
-    leave_world(world)
-    return code
+    for setting, name in SET_BY_GRID.items():
+        if getattr(args, setting) is not None:
+            raise ValueError(f"--{setting} {getattr(args, setting)}: the grid sets it; use --{name}")
+    plain = DraftConfig(mode="exact")
+    unused = {"draft_mode": plain.mode, "check": plain.check, "threshold": plain.threshold, "window": plain.window}
+    run_args = argparse.Namespace(**{**vars(args), **unused, "gamma": args.gammas[0]})
+    cells = tuple(make_grid(args))
+    base = draft_config(run_args)
+    for cell in cells:
+        cell.draft(base)  # raises ValueError
+    return GridSpec(make_run_spec(run_args, env=env, fresh_seed=fresh_seed, name="ablation"), cells)
+
+
+class CellRunner:
+    """Answers questions under the cells of a grid; a unit that fails gets an entry with "error"."""
+
+    def __init__(self, pair: SpeculativePair | None, spec: GridSpec) -> None:
+        self.pair, self.spec = pair, spec
+        self.settings = spec.run.generation_settings(pair)
+        self._reference: tuple[int, Conversation] | None = None  # the target's answer to question number …
+        self._warm: set[int] = set()
+
+    def run(self, unit: int) -> Entry:
+        """Entry of one question under one cell."""
+        index, position = divmod(unit, self.spec.units_per_item)
+        task, item = self.spec.run.task, self.spec.run.items[index]
+        entry: Entry = {"question_id": task.entry(item)["question_id"], "cell": position}
+        try:
+            return entry | self._answer(index, task.prompts(item), position)
+        except Exception as error:
+            return entry | {"error": f"{type(error).__name__}: {one_line(error)}"}
+
+    def _answer(self, index: int, turns: Sequence[str], position: int) -> dict[str, Any]:
+        """Numbers of one question under the cell at `position` (0: the target alone, which all cells need)."""
+        assert self.pair is not None
+        cell = self.spec.cells[position - 1] if position else None
+        method, decode = "speculative" if cell else "target", self.settings.decode
+        if cell:
+            self.pair.configure(cell.draft(self.spec.run.draft))
+            decode = replace(decode, gamma=cell.gamma)
+        settings = replace(self.settings, decode=decode, methods=(method,))
+        if position not in self._warm:
+            warm_up(self.pair, turns, settings)
+            self._warm.add(position)
+        if self._reference is None or self._reference[0] != index:  # a resumed run may start after the target's unit
+            reference = run_conversation(self.pair, turns, "target", settings=self.settings, index=index)
+            self._reference = index, reference
+        reference = self._reference[1]
+        if cell is None:
+            return _sum_answers(reference)
+        conversation = run_conversation(self.pair, turns, method, settings=settings, index=index)
+        numbers = _sum_answers(conversation)
+        if decode.greedy:
+            numbers |= compare_turns(self.pair, conversation.prompts, reference.answers, conversation.answers)
+        return numbers
+
+
+def _sum_answers(conversation: Conversation) -> dict[str, Any]:
+    """Sums over the turns of a conversation, one for each of `SUMS`."""
+    stats = DecodeStats.sum([answer.stats for answer in conversation.answers])
+    renamed = {"tokens": stats.new_tokens, "seconds": stats.decode_seconds}
+    return {name: renamed[name] if name in renamed else getattr(stats, name) for name in SUMS}
 
 
 def assemble(entries: Sequence[Entry], cells: Sequence[Cell]) -> dict[str, Any]:
-    """{"target": …, "cells": […]}: sums over the questions that did not fail, and each question's own numbers."""
+    """{"target": …, "cells": […]}: sums over the questions that did not fail, and the numbers of each question."""
     per_item = 1 + len(cells)
-    found = [_sum_up(entries[place::per_item]) for place in range(per_item)]
-    return {"target": found[0], "cells": [asdict(cell) | each for cell, each in zip(cells, found[1:])]}
+    target, *others = (_sum_questions(entries[position::per_item]) for position in range(per_item))
+    return {"target": target, "cells": [asdict(cell) | sums for cell, sums in zip(cells, others)]}
 
 
-def _sum_up(entries: Sequence[Entry]) -> dict[str, Any]:
+def _sum_questions(entries: Sequence[Entry]) -> dict[str, Any]:
     good = [entry for entry in entries if "error" not in entry]
     total = {name: sum(entry[name] for entry in good) for name in SUMS}
     steps, drafted = total["draft_steps"], total["drafted"]
@@ -140,79 +207,51 @@ def _sum_up(entries: Sequence[Entry]) -> dict[str, Any]:
         "serial_depth": total["depth"] / steps if steps else None,
         "acceptance_rate": total["accepted"] / drafted if drafted else None,
         **total,
-        "equality": tally(good),
+        "equality": count_matches(good),
         "failed": len(entries) - len(good),
         "questions": [{name: value for name, value in entry.items() if name != "cell"} for entry in entries],
     }
 
 
-def _base(args: argparse.Namespace) -> DraftConfig:
-    """The drafting flags that the grid leaves alone. Raises ValueError for one that it sets, and for a bad cell."""
-    for setting, name in SET_BY_GRID.items():
-        if getattr(args, setting) is not None:
-            raise ValueError(f"--{setting} {getattr(args, setting)}: here the grid sets it, with --{name}")
-    plain = DraftConfig(mode="exact")
-    args.draft_mode, args.gamma = plain.mode, args.gammas[0]
-    args.check, args.threshold, args.window = plain.check, plain.threshold, plain.window
-    base = draft_config(args)
-    for cell in make_grid(args):
-        cell.draft(base)
-    return base
+def measure_grid(spec: GridSpec, env: DistEnv) -> int:
+    """Measure all cells and write the files of the run; returns the exit code: 1 if a unit failed."""
+    per_item = spec.units_per_item
+    run = ResumableRun(
+        f"{spec.run.task.name} ablation",
+        header=spec.header(),
+        units=per_item * len(spec.run.items),
+        output=spec.run.output,
+        env=env,
+        group=per_item,
+        progress=spec.run.progress,
+    )
+    if run.is_complete:
+        return run.report_complete()
+
+    pair = env.run_on_all(lambda: spec.run.pair.load() if run.todo else None)
+    runner = CellRunner(pair, spec)
+    with run.recording(pair):
+        for unit in run.todo:
+            entry = runner.run(unit)
+            run.add(unit, entry)
+            run.show_progress({"cell": str(entry["cell"])})
+
+    entries = run.collect()
+    matches = count_matches(entry for entry in entries if "error" not in entry)
+    meta = run.meta(entries, {"equality": matches, **spec.run.origin})
+    run.write(encode_meta(meta | assemble(entries, spec.cells)), meta)
+    return run.report(entries, [format_match_counts(matches)] if matches else [])
 
 
-def _produce(
-    pair: SpeculativePair, units: list[int], inputs: Inputs, cells: list[Cell], base: DraftConfig, chat: bool
-) -> Iterator[tuple[int, Entry]]:
-    """Unit by unit. The target's answer is needed for the cells, and made anew where a resumed run begins behind it."""
-    per_item = 1 + len(cells)
-    conditions = Conditions(("target", "speculative"), inputs.decode, chat)
-    reference: tuple[int, Conversation] | None = None
-    warm: set[int] = set()
-    for unit in units:
-        index, place = divmod(unit, per_item)
-        item = inputs.items[index]
-        turns = inputs.task.prompts(item)
-        method = "speculative" if place else "target"
-        cell = cells[place - 1] if place else None
-        entry: Entry = {"question_id": inputs.task.entry(item)["question_id"], "cell": place}
-        try:
-            gamma = cell.gamma if cell else inputs.decode.gamma
-            now = replace(conditions, decode=replace(conditions.decode, gamma=gamma))
-            if cell:
-                pair.configure(cell.draft(base))
-            if place not in warm:
-                warm_up(pair, turns, replace(now, methods=(method,)))
-                warm.add(place)
-            if reference is None or reference[0] != index:
-                reference = index, converse(pair, turns, "target", conditions, index)
-            done = converse(pair, turns, method, now, index) if cell else reference[1]
-            entry |= _numbers(done)
-            if cell and inputs.decode.greedy:
-                entry |= compare_turns(pair, done.prompts, reference[1].answers, done.answers)
-        except Exception as error:
-            entry["error"] = f"{type(error).__name__}: {one_line(error)}"
-        yield unit, entry
+def run_ablation(args: argparse.Namespace) -> int:
+    """Measure the grid according to the flags; returns the exit code: 1 if a unit failed.
 
-
-def _numbers(done: Conversation) -> dict[str, Any]:
-    stats = sum_stats([answer.stats for answer in done.answers])
-    renamed = {"tokens": stats.new_tokens, "seconds": stats.decode_seconds}
-    return {name: renamed[name] if name in renamed else getattr(stats, name) for name in SUMS}
-
-
-def _report(entries: Sequence[Entry]) -> tuple[dict[str, Any], list[str]]:
-    counts = tally(entry for entry in entries if "error" not in entry)
-    return {"equality": counts}, [verdict(counts)] if counts else []
-
-
-def _checked(convert: type, setting: str, config: type) -> Any:
-    def parse(text: str) -> Any:
-        try:
-            value = parse_value(config, setting, convert, text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        if value == "auto":
-            raise argparse.ArgumentTypeError("'auto' has no place in a grid: name the modes")
-        return value
-
-    return parse
+    Raises:
+        ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: finished units are kept.
+    """
+    if not is_main_rank(args):
+        return join_as_worker(args)
+    with process_group(args) as env:
+        fresh_seed = env.shared_seed()
+        spec = env.run_on_all(lambda: make_grid_spec(args, env=env, fresh_seed=fresh_seed))
+        return measure_grid(spec, env)

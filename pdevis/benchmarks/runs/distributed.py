@@ -1,7 +1,10 @@
-"""The processes of one run: `accelerate launch --num_processes N …` starts N that share the work; alone there is one.
+"""The processes of one run: `accelerate launch --num_processes N …` starts N that divide the work; without it, one.
 
-They talk over gloo, whatever the models run on: it costs nothing while they work, and a process that is done early
-waits without keeping a device busy.
+They communicate over gloo, whatever devices the models use: gloo costs nothing while they work, and a process that has
+finished early waits without keeping a device busy.
+
+    with process_group(args) as env:
+        todo = env.split(units)
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ import os
 import secrets
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,81 +22,87 @@ from typing import Any, TypeVar
 from pdevis.cli import on_ranks
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=30)  # the slowest process may need that much longer than the fastest
+MAX_WAIT = timedelta(days=30)  # the slowest process may need this much longer than the fastest
 
-ONE_ONLY = (
-    "note: accelerate has started one process only, as it does without several GPUs; "
+SINGLE_PROCESS_NOTE = (
+    "note: accelerate has started only one process, as it does without several GPUs; "
     "for N processes on a CPU or one GPU: accelerate launch --multi_gpu --num_processes N …"
 )
 
 
 @dataclass(frozen=True)
-class World:
-    """This process among those of the run. `local_rank` counts on this machine."""
+class DistEnv:
+    """This process among the processes of the run.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
+        local_rank: number of this process on its machine.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def share(self, units: list[int], group: int = 1) -> list[int]:
-        """This process's part of the units; those of one group (numbers // group) stay together."""
+    def split(self, units: list[int], group: int = 1) -> list[int]:
+        """This process's part of the units; units of the same group (number // group) stay together."""
         groups = sorted({unit // group for unit in units})
-        mine = set(groups[self.rank :: self.size])
-        return [unit for unit in units if unit // group in mine]
+        own = set(groups[self.rank :: self.size])
+        return [unit for unit in units if unit // group in own]
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, in order; waits for all of them."""
+        """The value of each process, by rank; waits for all of them."""
         if self.size == 1:
             return [value]
         from accelerate.utils import gather_object
 
         return gather_object([value])
 
-    def seed(self) -> int:
+    def shared_seed(self) -> int:
         """A fresh seed, the same in all processes."""
         return self.gather(secrets.randbelow(2**31))[0]
 
-    def agree(self, work: Callable[[], T]) -> T:
-        """Do `work` in every process, and go on only if all could; the first mistake is reported once.
+    def run_on_all(self, work: Callable[[], T]) -> T:
+        """Call `work` in every process, and continue only if it succeeds in all; the first error is reported once.
 
         Raises:
-            ValueError, OSError: what `work` raised in the first process where it did. SystemExit: in all processes but
-                the main one, which speaks for them.
+            ValueError, OSError: the error of `work` in the first process in which it failed. SystemExit: in all
+                processes but the main one, which reports the error.
         """
         result: Any = None
-        trouble: tuple[bool, str] | None = None
+        failure: tuple[bool, str] | None = None  # (is it the user's mistake, message)
         try:
             result = work()
         except (ValueError, OSError) as error:
             if self.size == 1:
                 raise
-            trouble = isinstance(error, ValueError), str(error)
-        first = next((each for each in self.gather(trouble) if each), None)
+            failure = isinstance(error, ValueError), str(error)
+        first = next((failed for failed in self.gather(failure) if failed), None)
         if first is None:
             return result
-        users, message = first
-        if not self.main:
-            raise SystemExit(2 if users else 1)
-        raise ValueError(message) if users else OSError(message)
+        is_mistake, message = first
+        if not self.is_main:
+            raise SystemExit(2 if is_mistake else 1)
+        raise ValueError(message) if is_mistake else OSError(message)
 
     def device(self, flag: str | None, fallback: str | None = None) -> str | None:
-        """The device that a flag names for this process.
+        """The device of this process, of those that a flag names.
 
-        A comma list names one for each process of a machine. No flag at all, several processes and several GPUs: each
-        process takes its own.
+        A comma list names one for each process of a machine. Without any flag, and with several processes and several
+        GPUs, each process takes another GPU.
 
         Raises:
-            ValueError: for a list that has another length than the processes of a machine.
+            ValueError: for a list of another length than the number of processes of a machine.
         """
         if flag and "," in flag:
             names = [name.strip() for name in flag.split(",")]
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-            if len(names) != local:
-                raise ValueError(f"device = {flag!r}: must name one device, or one for each of {local} processes")
+            local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+            if len(names) != local_size:
+                raise ValueError(f"device = {flag!r}: must name one device, or one for each of {local_size} processes")
             return names[self.local_rank]
         if flag or fallback or self.size == 1:
             return flag
@@ -102,24 +112,29 @@ class World:
         return f"cuda:{self.local_rank % count}" if count else None
 
 
-def join_world(args: Namespace) -> World:
-    """This process's place, from what the launcher has left in the environment. Ranks that share one target, with
-    --target_device ranks, are one process to all who share work."""
+def join_processes(args: Namespace) -> DistEnv:
+    """Connect to the other processes that the launcher has started, according to its environment variables.
+
+    The ranks of one target (--target_device ranks) count as a single process here.
+    """
     if on_ranks(args):
-        return World()
+        return DistEnv()
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
-            print(ONE_ONLY, file=sys.stderr)
-        return World()
+            print(SINGLE_PROCESS_NOTE, file=sys.stderr)
+        return DistEnv()
     from accelerate import PartialState
 
-    state = PartialState(cpu=True, timeout=PATIENCE)
-    return World(state.process_index, state.num_processes, state.local_process_index)
+    state = PartialState(cpu=True, timeout=MAX_WAIT)
+    return DistEnv(state.process_index, state.num_processes, state.local_process_index)
 
 
-def leave_world(world: World) -> None:
-    """Close the connections between the processes."""
-    if world.size > 1:
+@contextmanager
+def process_group(args: Namespace) -> Iterator[DistEnv]:
+    """Connect to the other processes, and disconnect when the block ends without an error."""
+    env = join_processes(args)
+    yield env
+    if env.size > 1:
         from accelerate import PartialState
 
         PartialState().destroy_process_group()

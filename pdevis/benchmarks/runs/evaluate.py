@@ -1,99 +1,210 @@
-"""An evaluate script's work: one benchmark, every method over each item, one result file.
+"""An evaluate script's work: one benchmark, every method on each item, one result file. `evaluate` is the sequence.
 
-run_main(run_evaluation, evaluation_parser("mmlu", __doc__, root).parse_args())
+    run_main(run_evaluation, evaluation_parser("mmlu", __doc__, root).parse_args())
+
+Answers are scored while the run goes on, so that quality is known when it ends; scores are not stored, since summaries
+compute them from the answers.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from pdevis.benchmarks.runs.distributed import join_world, leave_world
-from pdevis.benchmarks.runs.jobs import Entry, Job, Options, execute
-from pdevis.benchmarks.runs.lossless_check import tally, verdict
-from pdevis.benchmarks.runs.result_files import METHOD_KEYS, METHODS, encode_results
-from pdevis.benchmarks.runs.run_spec import join_as_worker, read_inputs, uses_chat
-from pdevis.benchmarks.runs.runner import Conditions, run_items
+from pdevis.benchmarks.runs.conversation import Conversation, GenerationSettings, run_conversation, warm_up
+from pdevis.benchmarks.runs.distributed import DistEnv, process_group
+from pdevis.benchmarks.runs.lossless_check import compare_turns, count_matches, format_match_counts
+from pdevis.benchmarks.runs.result_files import (
+    LINES,
+    METHODS,
+    Entry,
+    encode_results,
+    make_block,
+    make_conversation_block,
+    method_keys,
+)
+from pdevis.benchmarks.runs.resumable_run import ResumableRun
+from pdevis.benchmarks.runs.run_spec import RunSpec, join_as_worker, make_run_spec
+from pdevis.benchmarks.tasks import Item, Scores, Task
 from pdevis.cli import is_main_rank
+from pdevis.util.argtypes import one_line
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
 
 
+def answer_item(pair: SpeculativePair, task: Task, item: Item, *, settings: GenerationSettings, index: int) -> Entry:
+    """Answer one question by every method; if greedy, compare the speculative ids with the target's."""
+    entry: Entry = dict(task.entry(item))
+    keys, turns = method_keys(task.name), task.prompts(item)
+    conversations: dict[str, Conversation] = {}
+    for method in settings.methods:
+        conversations[method] = run_conversation(pair, turns, method, settings=settings, index=index)
+        answers = conversations[method].answers
+        if task.name in LINES:
+            entry[keys[method]] = make_conversation_block(answers)
+        else:
+            entry[keys[method]] = make_block(answers[0].stats, answers[0].text, answers[0].ids)
+    if settings.decode.greedy and {"target", "speculative"} <= set(conversations):
+        target, speculative = conversations["target"], conversations["speculative"]
+        entry[keys["speculative"]] |= compare_turns(pair, target.prompts, target.answers, speculative.answers)
+    return entry
+
+
+class ItemRunner:
+    """Answers items after a warm-up; an item that fails gets an entry with "error"."""
+
+    def __init__(self, pair: SpeculativePair | None, task: Task, settings: GenerationSettings) -> None:
+        self.pair, self.task, self.settings = pair, task, settings
+        self._is_warm = False
+
+    def run(self, index: int, item: Item) -> Entry:
+        """Entry of item number `index`. Raises ConnectionError if the drafter's processes have ended."""
+        assert self.pair is not None
+        try:
+            if not self._is_warm:
+                warm_up(self.pair, self.task.prompts(item), self.settings)
+                self._is_warm = True
+            return answer_item(self.pair, self.task, item, settings=self.settings, index=index)
+        except ConnectionError:  # every further question would fail too
+            raise
+        except Exception as error:
+            return {**self.task.entry(item), "error": f"{type(error).__name__}: {one_line(error)}"}
+
+
+class RunningTotals:
+    """Speed and quality of each method over the entries so far; entries with "error" do not count."""
+
+    def __init__(self, task: Task, methods: Iterable[str]) -> None:
+        keys = method_keys(task.name)
+        self.task = task
+        self.keys = {method: keys[method] for method in methods}
+        self.scoring_error = ""
+        self._entries: dict[int, Entry] = {}
+        self._scores: dict[str, list[Scores]] = {method: [] for method in self.keys}
+        self._sums: dict[str, Counter[str]] = {method: Counter() for method in METHODS}
+
+    def add(self, unit: int, entry: Entry) -> None:
+        """Add and score the entry of a unit, unless it has been added before."""
+        if "error" in entry or unit in self._entries:
+            return
+        self._entries[unit] = entry
+        for method, key in self.keys.items():
+            for name in ("tokens_generated", "seconds", "drafted", "accepted"):
+                self._sums[method][name] += entry[key].get(name, 0)
+        if not self.scoring_error:
+            try:
+                self._score(entry)
+            except Exception as error:  # the run goes on: a summary can score its answers later
+                self.scoring_error = f"{type(error).__name__}: {one_line(error)}"
+
+    def progress(self) -> dict[str, str]:
+        """Speed, the mean of the task's first metric, and the acceptance rate so far, as short texts."""
+        shown = {}
+        for method in self.keys:
+            if texts := [*self._speed(method), *_named(self._means(method, self.task.metrics[:1]))]:
+                shown[method] = ", ".join(texts)
+        rate = self._ratio("speculative", "accepted", "drafted")
+        return shown if rate is None else shown | {"acceptance": f"{rate:.2f}"}
+
+    def lines(self) -> list[str]:
+        """One line for each method, with the metrics of the whole benchmark."""
+        lines = []
+        for method in self.keys:
+            if texts := self._speed(method):
+                texts += self._gain() if method == "speculative" else []
+                lines.append(f"{method}: {', '.join([*texts, *_named(self._quality(method))])}")
+        return lines + ([f"answers have not been scored: {self.scoring_error}"] if self.scoring_error else [])
+
+    def _score(self, entry: Entry) -> None:
+        for method, key in self.keys.items():
+            scores = self.task.score(entry, entry[key]["output_text"])
+            self._scores[method].append(scores)
+            self._sums[method].update({name: scores[name] for name in self.task.metrics})
+
+    def _quality(self, method: str) -> dict[str, float]:
+        """Metrics of all answers together if the task has any, otherwise means of its metrics."""
+        entries = list(self._entries.values())
+        texts = [entry[self.keys[method]]["output_text"] for entry in entries]
+        try:
+            corpus = {} if self.scoring_error else self.task.corpus(entries, texts, self._scores[method])
+        except Exception as error:
+            self.scoring_error = f"{type(error).__name__}: {one_line(error)}"
+            corpus = {}
+        return {name: metric["score"] for name, metric in corpus.items()} or self._means(method, self.task.metrics)
+
+    def _means(self, method: str, metrics: Sequence[str]) -> dict[str, float]:
+        if self.scoring_error or not self._entries:
+            return {}
+        return {name: self._sums[method][name] / len(self._entries) for name in metrics}
+
+    def _speed(self, method: str) -> list[str]:
+        rate = self._ratio(method, "tokens_generated", "seconds")
+        return [] if rate is None else [f"{rate:.1f} tok/s"]
+
+    def _gain(self) -> list[str]:
+        """Acceptance rate, and speed relative to the target alone."""
+        rate = self._ratio("speculative", "accepted", "drafted")
+        base, own = (self._ratio(method, "tokens_generated", "seconds") for method in ("target", "speculative"))
+        gain = [f"{own / base:.2f}x the target's speed"] if own and base else []
+        return gain + ([] if rate is None else [f"acceptance {rate:.2f}"])
+
+    def _ratio(self, method: str, numerator: str, denominator: str) -> float | None:
+        """Σ numerator / Σ denominator over the entries; None without any."""
+        sums = self._sums[method]
+        return sums[numerator] / sums[denominator] if sums[denominator] > 0 else None
+
+
+def _named(values: dict[str, float]) -> list[str]:
+    return [f"{name} {value:.3g}" for name, value in values.items()]
+
+
+def evaluate(spec: RunSpec, env: DistEnv) -> int:
+    """Answer all items of a run and write its files; returns the exit code: 1 if an item failed."""
+    header = spec.header({**spec.settings, "methods": list(spec.methods)})
+    run = ResumableRun(
+        spec.task.name, header=header, units=len(spec.items), output=spec.output, env=env, progress=spec.progress
+    )
+    if run.is_complete:
+        return run.report_complete()
+
+    pair = env.run_on_all(lambda: spec.pair.load() if run.todo else None)
+    runner = ItemRunner(pair, spec.task, spec.generation_settings(pair))
+    totals = RunningTotals(spec.task, spec.methods)
+    for unit, entry in run.earlier.entries.items():
+        totals.add(unit, entry)
+
+    with run.recording(pair):
+        for unit in run.todo:
+            entry = runner.run(unit, spec.items[unit])
+            run.add(unit, entry)
+            totals.add(unit, entry)
+            run.show_progress(totals.progress())
+
+    entries = run.collect()
+    key = method_keys(spec.task.name)["speculative"]
+    matches = count_matches(entry[key] for entry in entries if key in entry)
+    meta = run.meta(entries, {"equality": matches, **spec.origin})
+    run.write(encode_results(spec.task.name, entries), meta)
+    if not env.is_main:
+        return 0
+
+    for unit, entry in enumerate(entries):
+        totals.add(unit, entry)  # of other processes
+    return run.report(entries, totals.lines() + ([format_match_counts(matches)] if matches else []))
+
+
 def run_evaluation(args: argparse.Namespace) -> int:
-    """Evaluate as the flags of `evaluation_parser` say; returns the exit code: 1 where an item has failed.
+    """Evaluate according to the flags of `evaluation_parser`; returns the exit code: 1 if an item failed.
 
     Raises:
         ValueError, OSError: a mistake or a failing disk, in one line. KeyboardInterrupt: finished items are kept.
     """
     if not is_main_rank(args):
         return join_as_worker(args)
-    world = join_world(args)
-    seed = world.seed()
-    inputs = world.agree(lambda: read_inputs(args, world, seed))
-    methods = [method for method in METHODS if method in args.methods]
-    inputs.header["settings"]["methods"] = methods
-    keys = {method: METHOD_KEYS(args.benchmark)[method] for method in methods}
-
-    def produce(pair: SpeculativePair, units: list[int]) -> Iterator[tuple[int, Entry]]:
-        conditions = Conditions(tuple(methods), inputs.decode, uses_chat(args, pair))
-        return run_items(pair, inputs.task, [(unit, inputs.items[unit]) for unit in units], conditions)
-
-    job = Job(
-        name=args.benchmark,
-        header=inputs.header,
-        units=len(inputs.items),
-        produce=produce,
-        encode=lambda entries, meta: encode_results(args.benchmark, entries),
-        note=Speeds(keys).note,
-        report=lambda entries: _report(entries, keys),
-        group=1,
-        about=inputs.about,
-    )
-    code = execute(job, inputs.output, inputs.load, Options(args.resume, args.overwrite, args.progress), world)
-    leave_world(world)
-    return code
-
-
-class Speeds:
-    """Sums over entries of what each method has written, and in what time. `keys`: method -> name of its block."""
-
-    def __init__(self, keys: dict[str, str]) -> None:
-        self.keys = keys
-        self.tokens = dict.fromkeys(keys, 0)
-        self.seconds = dict.fromkeys(keys, 0.0)
-        self.drafted = self.accepted = 0
-
-    def add(self, entry: Entry) -> None:
-        if "error" in entry:
-            return
-        for method, key in self.keys.items():
-            self.tokens[method] += entry[key]["tokens_generated"]
-            self.seconds[method] += entry[key]["seconds"]
-            self.drafted += entry[key].get("drafted", 0)
-            self.accepted += entry[key].get("accepted", 0)
-
-    def note(self, entry: Entry) -> dict[str, str]:
-        """Add an entry; the speed of each method until now, and the acceptance rate, in a few words."""
-        self.add(entry)
-        shown = {f"{method} tok/s": f"{rate:.1f}" for method in self.keys if (rate := self.rate(method)) is not None}
-        return shown | ({"acceptance": f"{self.accepted / self.drafted:.2f}"} if self.drafted else {})
-
-    def rate(self, method: str) -> float | None:
-        """Tokens per decode second, sum over sum."""
-        return self.tokens[method] / self.seconds[method] if self.seconds[method] > 0 else None
-
-
-def _report(entries: Sequence[Entry], keys: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """What the meta file says of all entries, and the lines for the user."""
-    speeds, shown = Speeds(keys), {}
-    for entry in entries:
-        shown = speeds.note(entry)
-    lines = [", ".join(f"{name} {value}" for name, value in shown.items())] if any(speeds.tokens.values()) else []
-    base, ours = (speeds.rate(method) if method in keys else None for method in ("target", "speculative"))
-    if base and ours:
-        lines[0] += f", speculative/target {ours / base:.2f}x"
-    blocks = [entry[keys["speculative"]] for entry in entries if "speculative" in keys and "error" not in entry]
-    counts = tally(blocks)
-    return {"equality": counts}, lines + ([verdict(counts)] if counts else [])
+    with process_group(args) as env:
+        fresh_seed = env.shared_seed()
+        spec = env.run_on_all(lambda: make_run_spec(args, env=env, fresh_seed=fresh_seed))
+        return evaluate(spec, env)

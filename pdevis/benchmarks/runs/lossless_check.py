@@ -1,13 +1,13 @@
-"""Is greedy speculative output the target's own? Token by token, with near-ties told apart from real differences.
+"""Check of greedy speculative output against the target's own, token by token.
 
-Checking k tokens in one forward and checking them one by one may round differently, and where the two best logits lie
-within that rounding, either token is the target's choice: a near-tie. Anything else is a real difference.
+A forward of k tokens and k forwards of one token may round differently. If the two best logits are closer than that
+rounding, either token is a correct choice of the target: a near-tie. Anything else is a true mismatch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdevis.generation import Generation
@@ -15,9 +15,9 @@ from pdevis.generation import Generation
 if TYPE_CHECKING:
     import torch
 
-# How far apart two logits may lie, relative to the largest |logit| of their position, and still count as one rounding:
+# Largest difference of two logits that counts as rounding, relative to the largest |logit| of their position:
 # a few hundred times the unit roundoff for wide formats, since errors grow along layers and long sums; a few times for
-# narrow ones, whose sums are kept in float32. int8: an activation may round to its neighbouring step.
+# narrow ones, whose sums are kept in float32. int8: an activation may round to the adjacent quantization level.
 NEAR_TIE = {
     "float64": 1e-11,
     "float32": 1e-4,
@@ -33,35 +33,35 @@ KINDS = ("equal", "near_tie", "different")
 def first_difference(
     pair: Any, prompt_ids: list[int], target_ids: Sequence[int], speculative_ids: Sequence[int]
 ) -> dict[str, Any] | None:
-    """Where two greedy continuations of one prompt part; None where they are the same.
+    """First difference of two greedy continuations of one prompt; None if they are the same.
 
     Returns:
-        {"position" (in the continuation), "target_id", "speculative_id" (None behind its end), "logit_gap" (between the
-        two, of the target; None where one has ended), "near_tie"}.
+        {"position" (in the continuation), "target_id", "speculative_id" (None after its end), "logit_gap" (difference
+        of the target's logits of the two; None if one continuation has ended), "near_tie"}.
     """
     if list(target_ids) == list(speculative_ids):
         return None
     shorter = min(len(target_ids), len(speculative_ids))
     position = next((i for i in range(shorter) if target_ids[i] != speculative_ids[i]), shorter)
-    found: dict[str, Any] = {"position": position, "target_id": None, "speculative_id": None}
-    found |= {"logit_gap": None, "near_tie": False}
+    difference: dict[str, Any] = {"position": position, "target_id": None, "speculative_id": None}
+    difference |= {"logit_gap": None, "near_tie": False}
     for name, ids in (("target_id", target_ids), ("speculative_id", speculative_ids)):
         if position < len(ids):
-            found[name] = ids[position]
+            difference[name] = ids[position]
     if position == shorter:
-        return found
+        return difference
     logits = _logits(pair, [*prompt_ids, *target_ids[:position]])
-    gap = abs(float(logits[found["target_id"]] - logits[found["speculative_id"]]))
+    gap = abs(float(logits[difference["target_id"]] - logits[difference["speculative_id"]]))
     if math.isfinite(gap):
         tolerance = NEAR_TIE.get(pair.describe().get("target_precision"), NEAR_TIE["float32"])
-        found["logit_gap"] = gap
-        found["near_tie"] = gap <= tolerance * float(logits.abs().max())
-    return found
+        difference["logit_gap"] = gap
+        difference["near_tie"] = gap <= tolerance * float(logits.abs().max())
+    return difference
 
 
 def _logits(pair: Any, ids: list[int]) -> torch.Tensor:
-    """The target's logits [V] behind ids, as plain decoding would compute them."""
-    import torch  # here, so that a script's --help does without
+    """The target's next-token logits [V] after `ids`, as plain decoding computes them."""
+    import torch  # not at the top: --help of a script does not need it
 
     pair.reset()
     model = pair.target
@@ -75,30 +75,32 @@ def _logits(pair: Any, ids: list[int]) -> torch.Tensor:
         pair.reset()
 
 
-def compare_turns(pair: Any, prompts: list[list[int]], target: list[Generation], other: list[Generation]) -> dict:
-    """{"same_as_target", and where it is False "first_difference" with its "turn"} of a conversation.
+def compare_turns(
+    pair: Any, prompts: list[list[int]], target: list[Generation], speculative: list[Generation]
+) -> dict[str, Any]:
+    """Compare the turns of a conversation: {"same_as_target"}, and "first_difference" with its "turn" if it is False.
 
-    Turns behind the first difference have different contexts, and are not compared.
+    Turns after the first difference have different contexts, and are not compared.
     """
-    for turn, (prompt_ids, ours, theirs) in enumerate(zip(prompts, target, other)):
-        found = first_difference(pair, prompt_ids, ours.ids, theirs.ids)
-        if found is not None:
-            return {"same_as_target": False, "first_difference": found | {"turn": turn}}
+    for turn, (prompt_ids, expected, answer) in enumerate(zip(prompts, target, speculative)):
+        difference = first_difference(pair, prompt_ids, expected.ids, answer.ids)
+        if difference is not None:
+            return {"same_as_target": False, "first_difference": difference | {"turn": turn}}
     return {"same_as_target": True}
 
 
-def tally(blocks: Iterable[dict[str, Any]]) -> dict[str, int] | None:
-    """How many speculative blocks are equal to the target's, near-ties, and different; None: none was compared."""
+def count_matches(blocks: Iterable[Mapping[str, Any]]) -> dict[str, int] | None:
+    """Number of speculative blocks that equal the target's, are near-ties, or differ; None if none was compared."""
     counts = dict.fromkeys(KINDS, 0)
     for block in blocks:
         if "same_as_target" in block:
-            near = not block["same_as_target"] and block["first_difference"]["near_tie"]
-            counts["equal" if block["same_as_target"] else "near_tie" if near else "different"] += 1
+            near_tie = not block["same_as_target"] and block["first_difference"]["near_tie"]
+            counts["equal" if block["same_as_target"] else "near_tie" if near_tie else "different"] += 1
     return counts if any(counts.values()) else None
 
 
-def verdict(counts: dict[str, int]) -> str:
-    """The tally in one line."""
+def format_match_counts(counts: dict[str, int]) -> str:
+    """The result of `count_matches` in one line."""
     total = sum(counts.values())
     text = f"greedy check: {counts['equal']} of {total} speculative answers equal the target's token for token"
-    return text + f", {counts['near_tie']} part at a near-tie, {counts['different']} really differ"
+    return text + f", {counts['near_tie']} differ first at a near-tie, {counts['different']} true mismatches"

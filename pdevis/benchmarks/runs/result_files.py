@@ -1,6 +1,6 @@
-"""Result files: what an entry holds, and how files of entries are written and read.
+"""Result files: the content of an entry, and how files of entries are written and read.
 
-One entry per question: the task's own keys, then one block per method, or "error" where the question failed. A value
+One entry per question: the task's own keys, then one block per method, or "error" if the question failed. A value
 that does not exist is None, never 0. Seconds and counts are stored; a summary adds them up and divides at the end.
 """
 
@@ -9,26 +9,56 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from pdevis.generation import DecodeStats, Generation, sum_stats
+from pdevis.generation import DecodeStats, Generation
 
-METHODS = ("target", "drafter", "speculative")  # in the order in which they run
 ARRAY_KEYS = {"target": "target_only", "drafter": "drafter_only", "speculative": "speculative"}
 LINES_KEYS = {"target": "target", "drafter": "draft", "speculative": "speculative"}
+METHODS = tuple(ARRAY_KEYS)  # in the order in which they run
 LINES = ("specbench",)  # benchmarks whose results are JSON lines
 # keys that only one benchmark's entries have; wmt and math need the meta file to be told apart
 OWN_KEYS = {"subject": "mmlu", "language": "mgsm", "instruction_id_list": "ifeval", "prompt_text": "specbench"}
 
+Entry = dict[str, Any]  # one question: question_id, the task's own keys, then a `Block` per method or "error"
+Meta = dict[str, Any]  # benchmark, settings, versions, pair: the header of a run; with further facts its meta file
 
-def METHOD_KEYS(benchmark: str) -> dict[str, str]:
-    """The name of each method's block in the result files of a benchmark."""
+
+class Block(TypedDict, total=False):
+    """Result of one method on one question. Those after `token_ids` exist for speculative decoding only."""
+
+    output_text: str
+    tokens_generated: int  # ids, EOS included
+    seconds: float  # decoding, without prefill
+    throughput_toks_per_sec: float | None
+    mean_skip: float | None
+    prefill_seconds: float
+    prompt_tokens: int
+    stop_reason: str | None
+    token_ids: list[int]
+    acceptance_rate: float | None
+    accept_lengths: list[int]
+    spec_target_model_calls_reported: int
+    draft_seconds: float
+    verify_seconds: float
+    drafted: int
+    accepted: int
+    draft_steps: int
+    serial_depth: float | None
+    mode: str
+    same_as_target: bool  # greedy runs with both methods
+    first_difference: dict[str, Any]  # see lossless_check
+    turns: list[Block]  # SpecBench: of each turn of the conversation; the other values are their sums
+
+
+def method_keys(benchmark: str) -> dict[str, str]:
+    """Name of each method's block in the result files of a benchmark."""
     return LINES_KEYS if benchmark in LINES else ARRAY_KEYS
 
 
-def make_block(stats: DecodeStats, text: str, ids: list[int]) -> dict[str, Any]:
-    """One method's result: `seconds` are decode seconds, prefill apart; `tokens_generated` counts ids, EOS included."""
-    block = {
+def make_block(stats: DecodeStats, text: str, ids: list[int]) -> Block:
+    """Block of one answer."""
+    block: Block = {
         "output_text": text,
         "tokens_generated": stats.new_tokens,
         "seconds": stats.decode_seconds,
@@ -55,20 +85,28 @@ def make_block(stats: DecodeStats, text: str, ids: list[int]) -> dict[str, Any]:
     return block
 
 
-def blocks_of(turns: Sequence[Generation]) -> dict[str, Any]:
-    """The block of a question of several turns: their sums, texts and ids joined, and "turns" with each one's own."""
+def make_conversation_block(turns: Sequence[Generation]) -> Block:
+    """Block of a question of several turns: their sums, texts and ids joined, and "turns" with a block of each."""
     text = "\n\n".join(turn.text for turn in turns)
-    total = make_block(sum_stats([turn.stats for turn in turns]), text, [token for turn in turns for token in turn.ids])
+    total = make_block(
+        DecodeStats.sum([turn.stats for turn in turns]), text, [token for turn in turns for token in turn.ids]
+    )
     return total | {"turns": [make_block(turn.stats, turn.text, turn.ids) for turn in turns]}
 
 
 def encode_json(value: Any) -> bytes:
-    """One line of JSON in UTF-8. Half surrogate pairs, which UTF-8 cannot hold, stay JSON escapes."""
+    """Encode as one line of JSON in UTF-8. Half surrogate pairs, which UTF-8 cannot hold, stay JSON escapes."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
-def encode_results(benchmark: str, entries: Sequence[dict[str, Any]]) -> bytes:
-    """The text of a result file: JSON lines for SpecBench, a JSON array (an entry per line) for the others."""
+def encode_meta(meta: Meta) -> bytes:
+    """Encode as a JSON object with one key per line, so that two files can be compared with diff."""
+    lines = [f"  {encode_json(key).decode()}: {encode_json(value).decode()}" for key, value in meta.items()]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def encode_results(benchmark: str, entries: Sequence[Entry]) -> bytes:
+    """Encode a result file: JSON lines for SpecBench, a JSON array (an entry per line) for the others."""
     lines = [encode_json(entry) for entry in entries]
     if benchmark in LINES:
         return b"".join(line + b"\n" for line in lines)
@@ -79,11 +117,11 @@ def meta_path(path: Path) -> Path:
     return path.with_name(path.name + ".meta.json")
 
 
-def read_meta(path: Path) -> dict[str, Any] | None:
-    """What is known about the run that wrote the results at `path`; None where its meta file is missing.
+def read_meta(path: Path) -> Meta | None:
+    """Meta data of the run that wrote the results at `path`; None if its meta file does not exist.
 
     Raises:
-        ValueError: for a meta file that is broken, naming it.
+        ValueError: the meta file is broken; names it.
     """
     path = meta_path(Path(path))
     try:
@@ -99,16 +137,16 @@ def read_meta(path: Path) -> dict[str, Any] | None:
     return meta
 
 
-def read_results(path: Path, benchmark: str | None = None) -> list[dict[str, Any]]:
-    """The entries of a result file, a JSON array or JSON lines.
+def read_results(path: Path, benchmark: str | None = None) -> list[Entry]:
+    """Read the entries of a result file, a JSON array or JSON lines.
 
     Args:
-        path: what an evaluate script wrote.
-        benchmark: whose results they must be; None: any.
+        path: file that an evaluate script wrote.
+        benchmark: benchmark that the results must belong to; None: any.
 
     Raises:
-        ValueError: for a file that cannot be read, is no result file, or belongs to another benchmark; names the file,
-            and line or item.
+        ValueError: the file cannot be read, is not a result file, or belongs to another benchmark; names the file, and
+            line or item.
     """
     path = Path(path)
     try:
@@ -117,19 +155,19 @@ def read_results(path: Path, benchmark: str | None = None) -> list[dict[str, Any
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
-    places = _parse(path, text)
-    if not places:
+    located = _parse(path, text)
+    if not located:
         raise ValueError(f"{path}: holds no results")
-    for place, entry in places:
-        _check_entry(f"{path}: {place}", entry)
-    entries = [entry for _, entry in places]
+    for location, entry in located:
+        _check_entry(f"{path}: {location}", entry)
+    entries = [entry for _, entry in located]
     if benchmark is not None:
         _check_benchmark(path, entries, benchmark)
     return entries
 
 
 def _parse(path: Path, text: str) -> list[tuple[str, Any]]:
-    """(place, value) of every element."""
+    """Parse the file into ("item N" or "line N", value) of every element."""
     if text.lstrip().startswith("["):
         try:
             return [(f"item {number}", value) for number, value in enumerate(json.loads(text), 1)]
@@ -147,25 +185,25 @@ def _parse(path: Path, text: str) -> list[tuple[str, Any]]:
     return values
 
 
-def _check_entry(place: str, entry: Any) -> None:
+def _check_entry(location: str, entry: Any) -> None:
     if isinstance(entry, dict) and "header" in entry:
-        raise ValueError(f"{place}: this is the journal of an unfinished run: finish it with --resume")
+        raise ValueError(f"{location}: this is the journal of an unfinished run: finish it with --resume")
     if not isinstance(entry, dict) or "question_id" not in entry:
-        raise ValueError(f"{place}: must be an object with question_id: not a result of an evaluate script")
+        raise ValueError(f"{location}: must be an object with question_id: not a result of an evaluate script")
     if isinstance(entry.get("error"), str):
         return
     blocks = [entry[key] for key in {*ARRAY_KEYS.values(), *LINES_KEYS.values()} if key in entry]
     if not blocks:
-        raise ValueError(f"{place}: must have 'error' or a block of {', '.join(METHODS)}: not a result file")
+        raise ValueError(f"{location}: must have 'error' or a block of {', '.join(METHODS)}: not a result file")
     if not all(isinstance(block, dict) and "output_text" in block for block in blocks):
-        raise ValueError(f"{place}: every method's block must be an object with output_text")
+        raise ValueError(f"{location}: every method's block must be an object with output_text")
 
 
-def _check_benchmark(path: Path, entries: list[dict[str, Any]], benchmark: str) -> None:
+def _check_benchmark(path: Path, entries: list[Entry], benchmark: str) -> None:
     meta = read_meta(path) or {}
-    found = meta.get("benchmark") or next((OWN_KEYS[key] for key in OWN_KEYS if key in entries[0]), None)
+    actual = meta.get("benchmark") or next((OWN_KEYS[key] for key in OWN_KEYS if key in entries[0]), None)
     expects_lines = benchmark in LINES
     blocks = {key for entry in entries for key in entry}
     wrong_keys = bool(blocks & ({"target_only", "drafter_only"} if expects_lines else {"target", "draft"}))
-    if (found or benchmark) != benchmark or wrong_keys or (found is None and benchmark in OWN_KEYS.values()):
-        raise ValueError(f"{path}: these are results of {found or 'another benchmark'}, not of {benchmark}")
+    if (actual or benchmark) != benchmark or wrong_keys or (actual is None and benchmark in OWN_KEYS.values()):
+        raise ValueError(f"{path}: these are results of {actual or 'another benchmark'}, not of {benchmark}")

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pdevis.benchmarks.peak_memory import measure_memory
-from pdevis.benchmarks.runs.distributed import World
-from pdevis.benchmarks.runs.jobs import Job, Options, execute
-from pdevis.benchmarks.runs.journal import find_journals, read_journals
-from pdevis.benchmarks.runs.output import Output, encode_meta
+from pdevis.benchmarks.runs.distributed import DistEnv
+from pdevis.benchmarks.runs.journal import Output
+from pdevis.benchmarks.runs.result_files import encode_meta
+from pdevis.benchmarks.runs.resumable_run import ResumableRun
 from pdevis.benchmarks.speed.baselines import DRAFT_STEP, load_baselines
 from pdevis.benchmarks.speed.decoders import (
     PLAIN,
@@ -166,25 +166,25 @@ def run_speed(args: Namespace) -> int:
     return int(on_cpu and not summary["equality"]["all_equal"])
 
 
-def _run_with_output(run: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
+def _run_with_output(speed: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
     """Measure what no earlier run has finished, write the result file, and return its summary."""
-    spec = run.spec
-    output = Output(spec.output)
+    spec = speed.spec
+    output = Output(spec.output, resume=spec.resume, overwrite=spec.overwrite)
     prepare_output_file(output.path, inputs=[path for path in (spec.specbench, spec.gguf) if path])
-    journals = read_journals(find_journals(output.path)) if spec.resume else []
-    done = frozenset(unit for journal in journals for unit in journal.entries)
-    job = Job(
-        name="speed",
-        header=header,
-        units=len(spec.units),
-        produce=run.measure_units,
-        encode=lambda entries, meta: encode_meta(meta | summarize(entries, meta) | {"entries": list(entries)}),
-        note=run.progress,
-        report=lambda entries: ({}, []),
-        group=1,
-        about={"command": sys.argv},
-    )
-    execute(job, output, lambda: run.load(done), Options(spec.resume, spec.overwrite, spec.progress), World())
+    units, progress = len(spec.units), spec.progress
+    run = ResumableRun("speed", header=header, units=units, output=output, env=DistEnv(), progress=progress)
+    if run.is_complete:
+        run.report_complete()
+    else:
+        pair = speed.load(frozenset(run.earlier.entries)) if run.todo else None
+        with run.recording(pair):
+            for unit, entry in speed.measure_units(pair, run.todo):
+                run.add(unit, entry)
+                run.show_progress(speed.progress(entry))
+        entries = run.collect()
+        meta = run.meta(entries, {"command": sys.argv})
+        run.write(encode_meta(meta | summarize(entries, meta) | {"entries": entries}), meta)
+        run.report(entries, [])
     result = json.loads(output.path.read_text(encoding="utf-8"))
     return summarize(result["entries"], result)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.runs.journal import SUFFIX, find_journals, journal_path, read_journals
-from pdevis.benchmarks.runs.result_files import METHOD_KEYS, read_meta, read_results
+from pdevis.benchmarks.runs.result_files import method_keys, read_meta, read_results
 
 if TYPE_CHECKING:
     from pdevis.benchmarks.tasks import Task
@@ -95,7 +95,7 @@ def read_questions(run: RunResults, task: Task | None) -> list[Question]:
     Raises:
         ValueError: for an entry that the task cannot score, naming the question.
     """
-    keys = METHOD_KEYS(run.benchmark)
+    keys = method_keys(run.benchmark)
     questions = []
     for entry in run.entries:
         blocks = {method: entry[key] for method, key in keys.items() if isinstance(entry.get(key), dict)}

@@ -46,7 +46,7 @@ def summarize(run: RunResults, task: Task) -> dict[str, Any]:
         "errors": sum(run.errors.values()),
         "error_messages": dict(run.errors.most_common()),
         "intervals": describe_bootstrap("percentile bootstrap over questions, the same resamples for all methods"),
-        "lower_is_better": list(getattr(task, "lower_is_better", ())),
+        "lower_is_better": list(task.lower_is_better),
         "methods": {method: _summarize_method(questions, method, scores, task) for method in methods},
         "headline": _headline(questions, scores),
         "groups": groups,
@@ -81,8 +81,9 @@ def _summarize_method(questions: Sequence[Question], method: str, scores: Sequen
             result[name] = metrics.total(answered, method, name)
         result["target_forwards"] = metrics.total(answered, method, "spec_target_model_calls_reported")
         result |= _drafting(answered) | {"draft_share": metrics.draft_share(answered)}
-    entries, texts = [question.entry for question in answered], _texts(answered, method)
-    return _measured(result | {"corpus": task.corpus(entries, texts)})
+    entries = [question.entry for question in answered]
+    answer_scores = [question.scores[method] for question in answered]
+    return _measured(result | {"corpus": task.corpus(entries, _texts(answered, method), answer_scores)})
 
 
 def _quality(questions: Sequence[Question], method: str, scores: Sequence[str]) -> dict[str, Any]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
-from typing import Any
 
 from pdevis.benchmarks.tasks.items import Item, load_items, present, shortened, text
+from pdevis.benchmarks.tasks.task import Scores, Task
 
 INSTRUCTION = "Reason step by step, and put the final answer into \\boxed{}."
 UNSPECIFIED = "unspecified"
-SECONDS = 5  # for parsing one answer, and for one comparison
+TIMEOUT_SECONDS = 5  # for parsing one answer, and for one comparison
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def last_boxed(answer: str) -> str | None:
-    """What stands in the last \\boxed{…}, braces inside it included; None where there is none or it never closes."""
+    """Content of the last \\boxed{…}, braces inside it included; None if there is none or it is never closed."""
     for box in reversed(list(_BOX.finditer(answer))):
         depth = 1
         for i in range(box.end(), len(answer)):
@@ -29,34 +29,34 @@ def last_boxed(answer: str) -> str | None:
     return None
 
 
-def same(label: str, answer: str) -> tuple[bool, str | None]:
-    """Whether an answer ends in the labelled result, and the result that was read from it.
+def matches_label(label: str, answer: str) -> tuple[bool, str | None]:
+    """Compare the result of an answer with the label: (is it the same, the result that was extracted).
 
-    math-verify takes boxes that follow each other for one set of results, which they may be; so where there are
-    several, the last one by itself counts as well, as is the custom with MATH.
-    math-verify bounds its time with signals, which exist in the main thread only: elsewhere it runs without bounds.
+    math-verify reads several boxes as one set of results, which they may be; so the last box alone counts as well, as
+    is usual with MATH. math-verify limits its time with signals, which work in the main thread only: in other threads
+    it runs without a limit.
     """
     from math_verify import parse, verify
 
-    seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
+    seconds = TIMEOUT_SECONDS if threading.current_thread() is threading.main_thread() else None
     boxed = last_boxed(answer)
     gold = parse(label if _BOX.search(label) else f"\\boxed{{{label}}}", parsing_timeout=seconds)
-    found = parse(answer, parsing_timeout=seconds)
-    read = boxed if boxed is not None else (str(found[-1]) if found else None)
+    parsed = parse(answer, parsing_timeout=seconds)
+    extracted = boxed if boxed is not None else (str(parsed[-1]) if parsed else None)
     expected = last_boxed(label) or label
-    if boxed is not None and _bare(boxed) == _bare(expected):
-        return True, read
-    right = verify(gold, found, timeout_seconds=seconds)
-    if not right and boxed is not None and len(_BOX.findall(answer)) > 1:
-        right = verify(gold, parse(f"\\boxed{{{boxed}}}", parsing_timeout=seconds), timeout_seconds=seconds)
-    return bool(right), read
+    if boxed is not None and _without_spaces(boxed) == _without_spaces(expected):
+        return True, extracted
+    is_correct = verify(gold, parsed, timeout_seconds=seconds)
+    if not is_correct and boxed is not None and len(_BOX.findall(answer)) > 1:
+        is_correct = verify(gold, parse(f"\\boxed{{{boxed}}}", parsing_timeout=seconds), timeout_seconds=seconds)
+    return bool(is_correct), extracted
 
 
-def _bare(latex: str) -> str:
+def _without_spaces(latex: str) -> str:
     return re.sub(r"\s+", "", latex)
 
 
-class Math:
+class Math(Task):
     name = "math"
     metrics = ("correct",)
     groups = ("subject", "level")
@@ -75,7 +75,7 @@ class Math:
                 raise ValueError(f"{key} = {shortened(item[key])}: must be a string or a number")
 
     def prompts(self, item: Item) -> list[str]:
-        """The problem and how to answer it (left out where the item says so itself)."""
+        """The problem and how to answer it, unless the item already says so."""
         prompt = item["prompt"]
         return [prompt if "\\boxed" in prompt else f"{prompt}\n\n{INSTRUCTION}"]
 
@@ -83,12 +83,6 @@ class Math:
         own = {key: item[key] for key in ("question_id", "prompt", "label")}
         return own | {key: str(item.get(key) or UNSPECIFIED) for key in self.groups}
 
-    def score(self, entry: Item, text: str) -> dict[str, Any]:
-        right, read = same(str(entry["label"]), text)
-        return {"correct": int(right), "extracted": read}
-
-    def corpus(self, entries: list[Item], texts: list[str]) -> dict[str, Any]:
-        return {}
-
-    def compare(self, entries: list[Item], target_texts: list[str], other_texts: list[str]) -> dict[str, Any]:
-        return {}
+    def score(self, entry: Item, text: str) -> Scores:
+        is_correct, extracted = matches_label(str(entry["label"]), text)
+        return {"correct": int(is_correct), "extracted": extracted}

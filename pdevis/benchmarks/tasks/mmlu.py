@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.tasks.items import Item, load_items, one_of, text
+from pdevis.benchmarks.tasks.task import Scores, Task
 
 OPTIONS = ("A", "B", "C", "D")
 
@@ -28,7 +30,7 @@ _AFTER_OPTION = re.compile(
 
 
 def format_question(question: str, choices: list[str]) -> str:
-    """The prompt of one question with its four choices."""
+    """Prompt of one question with its four choices."""
     lines = [f"{letter}. {choice}" for letter, choice in zip(OPTIONS, choices, strict=True)]
     return "\n".join(
         [
@@ -44,10 +46,10 @@ def format_question(question: str, choices: list[str]) -> str:
 
 
 def extract_option(answer: str) -> str | None:
-    """The first option that an answer names; None where it names none.
+    """The first option that an answer names; None if it names none.
 
-    An option at the very beginning counts ("C. True, False"), unless all options are repeated there; then one that is
-    stated ("the answer is C"); then the first letter that stands alone and is not the article A.
+    An option at the very beginning counts ("C. True, False"), unless all options are repeated there; next, one that is
+    stated ("the answer is C"); last, the first letter that is a word of its own and not the article A.
     """
     answer = unicodedata.normalize("NFKC", answer).strip()
     if whole := _LOWER.fullmatch(answer):
@@ -56,19 +58,19 @@ def extract_option(answer: str) -> str | None:
     if leading and not _repeats_options(answer, leading[1]):
         return leading[1]
     for pattern in (_STATED, _ALONE):
-        for found in pattern.finditer(answer):
-            if found[1] != "A" or _AFTER_OPTION.match(answer, found.end()):
-                return found[1].upper()
+        for match in pattern.finditer(answer):
+            if match[1] != "A" or _AFTER_OPTION.match(answer, match.end()):
+                return match[1].upper()
     return None
 
 
 def _repeats_options(answer: str, first: str) -> bool:
-    """Whether the answer begins by listing several options, each on its line."""
+    """True if the answer begins by listing several options, each on its own line."""
     others = "".join(letter for letter in OPTIONS if letter != first)
     return re.search(rf"^[\s*(]*[{others}][.):]\s", answer, re.M) is not None
 
 
-class Mmlu:
+class Mmlu(Task):
     name = "mmlu"
     metrics = ("correct",)
     groups = ("subject",)
@@ -88,24 +90,21 @@ class Mmlu:
     def entry(self, item: Item) -> Item:
         return {key: item[key] for key in ("question_id", "prompt", "label", "subject")}
 
-    def score(self, entry: Item, text: str) -> dict[str, Any]:
+    def score(self, entry: Item, text: str) -> Scores:
         option = extract_option(text)
         return {"correct": int(option == entry["label"]), "extracted": option}
 
-    def corpus(self, entries: list[Item], texts: list[str]) -> dict[str, Any]:
+    def corpus(self, entries: Sequence[Item], texts: Sequence[str], scores: Sequence[Scores]) -> dict[str, Any]:
         """Accuracy over all questions (micro) and its mean over subjects (macro)."""
         if not entries:
             return {}
         subjects: dict[str, list[int]] = {}
-        for entry, answer in zip(entries, texts):
-            subjects.setdefault(entry["subject"], []).append(self.score(entry, answer)["correct"])
-        shares = [sum(each) / len(each) for each in subjects.values()]
-        rights = [right for each in subjects.values() for right in each]
-        signature = f"first-option|questions:{len(rights)}|subjects:{len(shares)}"
+        for entry, score in zip(entries, scores):
+            subjects.setdefault(entry["subject"], []).append(score["correct"])
+        accuracies = [sum(correct) / len(correct) for correct in subjects.values()]
+        micro = sum(score["correct"] for score in scores) / len(scores)
+        signature = f"first-option|questions:{len(scores)}|subjects:{len(accuracies)}"
         return {
-            "accuracy_micro": {"score": sum(rights) / len(rights), "signature": signature},
-            "accuracy_macro": {"score": sum(shares) / len(shares), "signature": signature},
+            "accuracy_micro": {"score": micro, "signature": signature},
+            "accuracy_macro": {"score": sum(accuracies) / len(accuracies), "signature": signature},
         }
-
-    def compare(self, entries: list[Item], target_texts: list[str], other_texts: list[str]) -> dict[str, Any]:
-        return {}

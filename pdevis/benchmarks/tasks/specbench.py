@@ -1,27 +1,15 @@
-"""SpecBench: questions of many kinds, some of two turns, for speed alone: there is no quality metric.
-
-The first eight categories are the multi-turn group that Spec-Bench reports together.
-"""
+"""SpecBench: questions of many kinds, some of two turns, to measure speed only: there is no quality metric."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pdevis.benchmarks.tasks.items import Item, load_items, text, texts
-
-MULTI_TURN = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
-MULTI_TURN_GROUP = "multi-turn"
+from pdevis.benchmarks.tasks.task import Scores, Task
 
 
-def group(category: str) -> str:
-    """The group that Spec-Bench counts a category in: the multi-turn group, or the category itself."""
-    return MULTI_TURN_GROUP if category in MULTI_TURN else category
-
-
-class SpecBench:
+class SpecBench(Task):
     name = "specbench"
-    metrics: tuple[str, ...] = ()
     groups = ("category",)
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:
@@ -33,7 +21,7 @@ class SpecBench:
         texts(item, "turns")
 
     def prompts(self, item: Item) -> list[str]:
-        """All turns; each is asked with the earlier ones and their answers before it."""
+        """All turns; each is asked after the earlier ones and their answers."""
         return list(item["turns"])
 
     def entry(self, item: Item) -> Item:
@@ -43,11 +31,5 @@ class SpecBench:
             "prompt_text": "\n\n".join(item["turns"]),
         }
 
-    def score(self, entry: Item, text: str) -> dict[str, Any]:
-        return {}
-
-    def corpus(self, entries: list[Item], texts: list[str]) -> dict[str, Any]:
-        return {}
-
-    def compare(self, entries: list[Item], target_texts: list[str], other_texts: list[str]) -> dict[str, Any]:
+    def score(self, entry: Item, text: str) -> Scores:
         return {}

@@ -49,24 +49,24 @@ def test_the_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "expected"),
     [
         (["--modes", "fast"], "--modes: 'fast' must be one of"),
-        (["--modes", "auto"], "--modes: 'auto' has no place in a grid"),
+        (["--modes", "auto"], "--modes: 'auto' cannot be part of a grid"),
         (["--thresholds", "0.8,x"], "--thresholds: 'x' must be a finite number"),
         (["--gammas", "4,0"], "--gammas: 0 must be an integer >= 1"),
         (["--windows", "2,2"], "--windows: '2,2' names 2 twice"),
-        (["--gamma", "5"], "--gamma 5: here the grid sets it, with --gammas"),
-        (["--draft_mode", "skip"], "--draft_mode skip: here the grid sets it, with --modes"),
+        (["--gamma", "5"], "--gamma 5: the grid sets it; use --gammas"),
+        (["--draft_mode", "skip"], "--draft_mode skip: the grid sets it; use --modes"),
         (["--no-calibrate"], "check = 'planned' with calibrate = False"),
         (["--benchmark", "chess"], "--benchmark: 'chess' must be among wmt, mmlu"),
     ],
 )
-def test_mistakes_are_one_line(scripts: Scripts, argv: list[str], said: str) -> None:
+def test_mistakes_are_one_line(scripts: Scripts, argv: list[str], expected: str) -> None:
     code, err = scripts("ablation", *argv)
     assert code == 2
     assert err.startswith("error: ")
-    assert said in err
+    assert expected in err
     assert err.count("\n") == 1
 
 
@@ -78,23 +78,23 @@ def test_a_grid_in_one_process(scripts: Scripts, monkeypatch: pytest.MonkeyPatch
     code, err = scripts("ablation", *FLAGS, *GRID)
     assert code == 0, err
     assert "greedy check: 10 of 10 speculative answers equal the target's" in err
-    found = read()
-    assert found["settings"]["cells"] == [
-        {name: cell[name] for name in Cell.__annotations__} for cell in found["cells"]
+    result = read()
+    assert result["settings"]["cells"] == [
+        {name: cell[name] for name in Cell.__annotations__} for cell in result["cells"]
     ]
-    assert [cell["mode"] for cell in found["cells"]] == ["exact", "skip", "skip", "parallel", "parallel"]
-    for cell in found["cells"]:
+    assert [cell["mode"] for cell in result["cells"]] == ["exact", "skip", "skip", "parallel", "parallel"]
+    for cell in result["cells"]:
         assert cell["failed"] == 0
         assert cell["equality"] == {"equal": 2, "near_tie": 0, "different": 0}
         assert [question["question_id"] for question in cell["questions"]] == [
-            question["question_id"] for question in found["target"]["questions"]
+            question["question_id"] for question in result["target"]["questions"]
         ]
         for name in SUMS:
             assert cell[name] == pytest.approx(sum(question[name] for question in cell["questions"]))
-        assert cell["tokens"] == found["target"]["tokens"]
+        assert cell["tokens"] == result["target"]["tokens"]
         assert cell["draft_seconds"] > 0
         assert cell["mean_skip"] == cell["skipped"] / cell["draft_steps"]
-    exact, skip = found["cells"][0], found["cells"][1]
+    exact, skip = result["cells"][0], result["cells"][1]
     assert (exact["mean_skip"], exact["serial_depth"]) == (0, 10)
     assert skip["mean_skip"] > 0
     assert skip["serial_depth"] < 10
@@ -109,7 +109,7 @@ def test_a_grid_in_one_process(scripts: Scripts, monkeypatch: pytest.MonkeyPatch
     assert scripts("ablation", *FLAGS, *GRID, "--resume")[0] == 0
     again = read()
     for key in ("target", "cells", "equality"):
-        assert timeless(again[key]) == timeless(found[key])
+        assert timeless(again[key]) == timeless(result[key])
 
 
 def test_a_cell_that_fails_is_recorded(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,16 @@ NUMBERS = [
 ]
 
 
-def answer(question: int, place: int, numbers: tuple[int, int, float, float] | None) -> dict[str, Any]:
+def answer(question: int, position: int, numbers: tuple[int, int, float, float] | None) -> dict[str, Any]:
     """An entry as evaluate_ablation.py writes it; no numbers: the target's."""
     drafted, accepted, draft_seconds, seconds = numbers or (0, 0, 0.0, 4.0)
-    entry = {"question_id": question, "cell": place, "drafted": drafted, "accepted": accepted, "draft_steps": drafted}
+    entry = {
+        "question_id": question,
+        "cell": position,
+        "drafted": drafted,
+        "accepted": accepted,
+        "draft_steps": drafted,
+    }
     entry |= {"tokens": 10, "rounds": 4, "skipped": 2.0 * drafted, "depth": 8 * drafted}
     entry |= {"draft_seconds": draft_seconds, "seconds": seconds}
     return entry | ({"same_as_target": True} if numbers else {})
@@ -38,21 +44,21 @@ def answer(question: int, place: int, numbers: tuple[int, int, float, float] | N
 
 def grid() -> dict[str, Any]:
     cells = [
-        setting | {"questions": [answer(i, place + 1, numbers) for i, numbers in enumerate(NUMBERS[place])]}
-        for place, setting in enumerate(SETTINGS)
+        setting | {"questions": [answer(i, position + 1, numbers) for i, numbers in enumerate(NUMBERS[position])]}
+        for position, setting in enumerate(SETTINGS)
     ]
     return {"benchmark": "mmlu", "target": {"questions": [answer(i, 0, None) for i in range(2)]}, "cells": cells}
 
 
-def summary_of(tmp_path: Path, found: dict[str, Any]) -> dict[str, Any]:
+def summary_of(tmp_path: Path, result: dict[str, Any]) -> dict[str, Any]:
     path = tmp_path / "grid.json"
-    path.write_text(json.dumps(found, indent=1))
+    path.write_text(json.dumps(result, indent=1))
     return summarize_grid(load_grid(path))
 
 
 def test_ratios_to_exact_of_the_same_gamma(tmp_path: Path) -> None:
-    found = summary_of(tmp_path, grid())
-    exact, skip, parallel, exact6 = found["cells"]
+    result = summary_of(tmp_path, grid())
+    exact, skip, parallel, exact6 = result["cells"]
     for cell in (exact, exact6):
         assert (cell["draft_speedup"]["value"], cell["retention"]["value"]) == (1, 1)
     assert skip["draft_speedup"]["value"] == pytest.approx((20 / 1.5) / (16 / 2))
@@ -64,28 +70,28 @@ def test_ratios_to_exact_of_the_same_gamma(tmp_path: Path) -> None:
     assert parallel["mean_skip"]["value"] == 2
     assert parallel["serial_depth"]["value"] == 8
     assert parallel["same_as_target"] == {"items": 2, "same": 2, "near_ties": 0}
-    assert found["target"]["tokens_per_second"]["value"] == pytest.approx(20 / 8)
+    assert result["target"]["tokens_per_second"]["value"] == pytest.approx(20 / 8)
 
 
 def test_frontier(tmp_path: Path) -> None:
-    found = summary_of(tmp_path, grid())
-    assert [cell["frontier"] for cell in found["cells"]] == [True, False, True, True]
+    result = summary_of(tmp_path, grid())
+    assert [cell["frontier"] for cell in result["cells"]] == [True, False, True, True]
 
 
 def test_failed_questions_are_counted_and_left_out_of_the_pairs(tmp_path: Path) -> None:
-    made = grid()
-    made["cells"][2]["questions"][1] = {"question_id": 1, "cell": 3, "error": "RuntimeError: no"}
-    found = summary_of(tmp_path, made)
-    parallel = found["cells"][2]
-    assert (found["errors"], parallel["errors"], parallel["items"]) == (1, 1, 1)
+    changed = grid()
+    changed["cells"][2]["questions"][1] = {"question_id": 1, "cell": 3, "error": "RuntimeError: no"}
+    result = summary_of(tmp_path, changed)
+    parallel = result["cells"][2]
+    assert (result["errors"], parallel["errors"], parallel["items"]) == (1, 1, 1)
     assert parallel["draft_speedup"] == {"value": pytest.approx(2), "low": None, "high": None}
     assert parallel["retention"]["value"] == pytest.approx(1)
 
 
 def test_cell_without_exact_has_no_ratios(tmp_path: Path) -> None:
-    made = grid()
-    made["cells"] = made["cells"][1:2]
-    [skip] = summary_of(tmp_path, made)["cells"]
+    changed = grid()
+    changed["cells"] = changed["cells"][1:2]
+    [skip] = summary_of(tmp_path, changed)["cells"]
     assert "draft_speedup" not in skip
     assert "retention" not in skip
     assert not skip["frontier"]
@@ -93,15 +99,17 @@ def test_cell_without_exact_has_no_ratios(tmp_path: Path) -> None:
 
 def test_journal(tmp_path: Path) -> None:
     lines = [{"header": {"benchmark": "mmlu", "kind": "ablation", "settings": {"cells": SETTINGS}}}]
-    units = [answer(i, place, NUMBERS[place - 1][i] if place else None) for i in range(2) for place in range(5)]
+    units = [
+        answer(i, position, NUMBERS[position - 1][i] if position else None) for i in range(2) for position in range(5)
+    ]
     lines += [{"index": unit, "entry": entry} for unit, entry in enumerate(units[:8])]
     path = tmp_path / "grid.json.partial.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"ind')
-    found = summarize_grid(load_grid(path))
-    assert found["partial"]
-    assert [cell["items"] for cell in found["cells"]] == [2, 2, 1, 1]
-    assert found["cells"][1]["draft_speedup"]["value"] == pytest.approx((20 / 1.5) / (16 / 2))
-    assert found["cells"][2]["draft_speedup"]["value"] == pytest.approx(2)
+    result = summarize_grid(load_grid(path))
+    assert result["partial"]
+    assert [cell["items"] for cell in result["cells"]] == [2, 2, 1, 1]
+    assert result["cells"][1]["draft_speedup"]["value"] == pytest.approx((20 / 1.5) / (16 / 2))
+    assert result["cells"][2]["draft_speedup"]["value"] == pytest.approx(2)
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:

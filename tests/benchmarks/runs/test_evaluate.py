@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.evaluation import BENCHMARKS, ROOT, SLOW_PAIR, Scripts, load, script_of, timeless
-from pdevis.benchmarks.runs.result_files import METHOD_KEYS, read_meta, read_results
+from pdevis.benchmarks.runs.result_files import method_keys, read_meta, read_results
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_every_benchmark_runs_on_its_samples(scripts: Scripts, benchmark: str) -
     entries = read_results(output, benchmark)
     assert len(entries) == 2
     for entry in entries:
-        blocks = [entry[key] for key in METHOD_KEYS(benchmark).values()]
+        blocks = [entry[key] for key in method_keys(benchmark).values()]
         assert all(block["tokens_generated"] > 0 and block["seconds"] > 0 for block in blocks)
         assert blocks[0]["token_ids"] == blocks[2]["token_ids"]
         assert sum(blocks[2]["accept_lengths"]) == blocks[2]["tokens_generated"]
@@ -112,7 +112,7 @@ CODE = {"empty.py": "", "broken.py": "def", "raises.py": "raise RuntimeError('a\
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "expected"),
     [
         (["--dataset", "none.json"], "--dataset none.json: does not exist"),
         (["--dataset", "."], "--dataset .: is a folder"),
@@ -138,18 +138,18 @@ CODE = {"empty.py": "", "broken.py": "def", "raises.py": "raise RuntimeError('a\
         (["--target_model", "nowhere/model"], "nowhere/model"),
     ],
 )
-def test_mistakes_are_one_line(scripts: Scripts, argv: list[str], said: str) -> None:
+def test_mistakes_are_one_line(scripts: Scripts, argv: list[str], expected: str) -> None:
     for name, text in CODE.items():
         Path(name).write_text(text)
     code, err = scripts("mmlu", "--no-progress", *argv)
     assert code == 2
     assert err.count("\n") == 1
     assert err.startswith("error: ")
-    assert said in err
+    assert expected in err
     assert [path.name for path in Path().rglob("*.partial.jsonl")] == []
 
 
-def test_the_default_folder_cannot_be_made(scripts: Scripts) -> None:
+def test_the_default_folder_cannot_be_created(scripts: Scripts) -> None:
     Path("results").write_text("a file")
     code, err = scripts("mmlu")
     assert code == 1

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or out of disk loses one item at most; --resume goes on as if nothing had been."""
+"""A run that is stopped, killed or out of disk loses one item at most; --resume gives the same results."""
 
 from __future__ import annotations
 
@@ -64,15 +64,16 @@ def test_kill_9_and_resume(scripts: Scripts) -> None:
 
 def stop(scripts: Scripts, monkeypatch: pytest.MonkeyPatch, at: int, *flags: object) -> tuple[int, str]:
     monkeypatch.setenv("STOP_AT", str(at))
-    found = scripts("mmlu", *FLAGS, "--output", OUTPUT, *flags)
+    result = scripts("mmlu", *FLAGS, "--output", OUTPUT, *flags)
     monkeypatch.delenv("STOP_AT")
-    return found
+    return result
 
 
-def test_ctrl_c_keeps_finished_items_and_says_how_to_go_on(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_finished_items_and_says_how_to_resume(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     code, err = stop(scripts, monkeypatch, 3 + 3 + 2)
     assert code == 130
-    assert err == "stopped: 1 of 6 items are kept in o.json.partial.jsonl; the same command with --resume goes on\n"
+    kept = "stopped: 1 of 6 items are kept in o.json.partial.jsonl"
+    assert err == f"{kept}; run the same command with --resume to continue\n"
     code, err = stop(scripts, monkeypatch, 3 + 3 + 1, "--resume")
     assert code == 130
     assert "stopped: 2 of 6" in err
@@ -94,9 +95,9 @@ def test_resume_needs_the_same_settings_and_dataset(scripts: Scripts, monkeypatc
     argv = ("--output", OUTPUT, "--resume", "--dataset", data)
     code, err = scripts("mmlu", *FLAGS, *argv, "--gamma", 3, "--draft_mode", "skip")
     assert code == 2
-    assert "draft_mode skip, there auto; gamma 3, there 2" in err
+    assert "draft_mode is skip, was auto; gamma is 3, was 2" in err
     code, err = scripts("mmlu", *FLAGS, *argv, "--methods", "target")
-    assert "methods ['target'], there" in err
+    assert "methods is ['target'], was" in err
     code, err = scripts("mmlu", *FLAGS, *argv, "--draft_precision", "float32")
     assert (code, err.count("\n")) == (2, 1)
     data.write_text(json.dumps(items[::-1]))
@@ -108,7 +109,7 @@ def test_resume_needs_the_same_settings_and_dataset(scripts: Scripts, monkeypatc
     assert scripts("mmlu", *FLAGS, *argv)[0] == 0
 
 
-def test_a_sampled_run_goes_on_with_the_seed_it_drew(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampled_run_is_resumed_with_its_drawn_seed(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     stop(scripts, monkeypatch, 3 + 3 + 1, "--temperature", 0.8)
     assert scripts("mmlu", *FLAGS, "--temperature", 0.8, "--output", OUTPUT, "--resume")[0] == 0
     seed = read_meta(OUTPUT)["settings"]["seed"]
@@ -131,7 +132,7 @@ def test_finished_results_are_replaced_only_with_overwrite(scripts: Scripts, mon
     assert not journal_path(OUTPUT).exists()
 
 
-def test_resume_with_nothing_there_starts(scripts: Scripts) -> None:
+def test_resume_without_an_earlier_run_starts(scripts: Scripts) -> None:
     code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")
     assert code == 0
     assert err.splitlines()[0] == "nothing to resume: starting"
@@ -158,10 +159,10 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(scripts: Scripts, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pdevis.benchmarks.runs.output.write_atomic", full_at_the_end)
+        patch.setattr("pdevis.benchmarks.runs.journal.write_atomic", full_at_the_end)
         code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")
     assert code == 1
-    assert "all 6 finished items are kept: make room, then run the same command with --resume" in err
+    assert "all 6 finished items are kept: free disk space, then run the same command with --resume" in err
     monkeypatch.setenv("FAIL_AT", "1")  # no model is asked again
     assert scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")[0] == 0
     monkeypatch.delenv("FAIL_AT")

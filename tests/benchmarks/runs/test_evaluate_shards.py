@@ -1,4 +1,4 @@
-"""Several processes on one job: sharing, agreeing, and that together they write what one writes."""
+"""Several processes of one run: they divide the work, stop together, and write the file that one process writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.evaluation import Scripts, load, timeless
-from pdevis.benchmarks.runs.distributed import World, join_world
+from pdevis.benchmarks.runs.distributed import DistEnv, join_processes
 from pdevis.benchmarks.runs.journal import Journal, find_journals, journal_path
 from pdevis.benchmarks.runs.result_files import read_meta
 
@@ -29,68 +29,68 @@ def scripts(
     return Scripts(tiny_folder("llama", 0, 3), tiny_folder("llama", 1, 3), capsys)
 
 
-def test_every_unit_has_one_process_and_groups_stay_together() -> None:
+def test_every_unit_belongs_to_one_process_and_groups_stay_together() -> None:
     units = [0, 1, 2, 5, 6, 7, 8, 9, 14]
     for size in (1, 2, 3, 20):
-        shares = [World(rank, size).share(units) for rank in range(size)]
-        assert sorted(unit for share in shares for unit in share) == units
-        assert len(shares[0]) - len(shares[-1]) <= 1
-    shares = [World(rank, 2).share(units, group=3) for rank in range(2)]
-    assert shares == [[0, 1, 2, 6, 7, 8, 14], [5, 9]]
+        parts = [DistEnv(rank, size).split(units) for rank in range(size)]
+        assert sorted(unit for part in parts for unit in part) == units
+        assert len(parts[0]) - len(parts[-1]) <= 1
+    parts = [DistEnv(rank, 2).split(units, group=3) for rank in range(2)]
+    assert parts == [[0, 1, 2, 6, 7, 8, 14], [5, 9]]
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    second = World(1, 2, 1)
+    second = DistEnv(1, 2, 1)
     assert second.device("cuda:0,cuda:3") == "cuda:3"
     assert second.device("cuda:3") == "cuda:3"
     with pytest.raises(ValueError, match=r"'a,b,c': must name one device, or one for each of 2 processes"):
         second.device("a,b,c")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [World(rank, 4, rank).device(None) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert [DistEnv(rank, 4, rank).device(None) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert second.device(None, "cuda:0") is None  # another flag names the devices
-    assert World().device(None) is None
+    assert DistEnv().device(None) is None
 
 
-def test_one_process_is_told_when_accelerate_has_started_no_more(
+def test_a_note_if_accelerate_has_started_only_one_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert join_world(Namespace(target_device=None, device=None)) == World()
+    assert join_processes(Namespace(target_device=None, device=None)) == DistEnv()
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert join_world(Namespace(target_device=None, device=None)) == World()
+    assert join_processes(Namespace(target_device=None, device=None)) == DistEnv()
     assert "accelerate launch --multi_gpu --num_processes N" in capsys.readouterr().err
 
 
-class Scripted(World):
-    """A world whose other process says what it is told to say."""
+class ScriptedEnv(DistEnv):
+    """A `DistEnv` whose other process sends `other_value`."""
 
-    said: object = None
+    other_value: object = None
 
     def gather(self, value: object) -> list[object]:
-        return [value, Scripted.said] if self.main else [Scripted.said, value]
+        return [value, ScriptedEnv.other_value] if self.is_main else [ScriptedEnv.other_value, value]
 
 
-def test_all_processes_stop_where_one_cannot_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_processes_stop_if_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        raise ValueError("mine")
+        raise ValueError("own")
 
-    assert Scripted(0, 2).agree(lambda: 3) == 3
-    monkeypatch.setattr(Scripted, "said", (True, "theirs"))
-    with pytest.raises(ValueError, match="theirs"):
-        Scripted(0, 2).agree(lambda: 3)
-    with pytest.raises(SystemExit) as leaving:
-        Scripted(1, 2).agree(fail)
-    assert leaving.value.code == 2
-    monkeypatch.setattr(Scripted, "said", (False, "disk"))
+    assert ScriptedEnv(0, 2).run_on_all(lambda: 3) == 3
+    monkeypatch.setattr(ScriptedEnv, "other_value", (True, "other"))
+    with pytest.raises(ValueError, match="other"):
+        ScriptedEnv(0, 2).run_on_all(lambda: 3)
+    with pytest.raises(SystemExit) as stopped:
+        ScriptedEnv(1, 2).run_on_all(fail)
+    assert stopped.value.code == 2
+    monkeypatch.setattr(ScriptedEnv, "other_value", (False, "disk"))
     with pytest.raises(OSError, match="disk"):
-        Scripted(0, 2).agree(lambda: 3)
+        ScriptedEnv(0, 2).run_on_all(lambda: 3)
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(scripts: Scripts) -> None:
+def test_two_processes_write_the_same_file_as_one(scripts: Scripts) -> None:
     flags = ("--k", 5, "--gen_len", 8, "--gamma", 2)
     assert scripts("mmlu", *flags, "--output", "one.json")[0] == 0
     one = timeless(load(Path("one.json")))
@@ -103,7 +103,7 @@ def test_two_processes_write_what_one_writes(scripts: Scripts) -> None:
     assert read_meta(Path("two.json"))["runs"][0]["processes"] == 2
     assert find_journals(Path("two.json")) == []
 
-    # what two processes have left unfinished, one goes on with
+    # one process resumes what two processes left unfinished
     meta = read_meta(Path("two.json"))
     entries = load(Path("two.json"))
     header = {name: meta[name] for name in ("benchmark", "settings", "versions", "pair")}
@@ -118,7 +118,7 @@ def test_two_processes_write_what_one_writes(scripts: Scripts) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_once(scripts: Scripts) -> None:
+def test_a_mistake_is_reported_once(scripts: Scripts) -> None:
     process = scripts.start("mmlu", "--output", ".", launcher=LAUNCHER)
     _, err = process.communicate(timeout=300)
     assert process.returncode

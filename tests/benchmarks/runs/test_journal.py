@@ -1,4 +1,4 @@
-"""Journals, and what becomes of files that are already there."""
+"""Journals, and how existing files are handled."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 
 from pdevis.benchmarks.runs import journal as journals
-from pdevis.benchmarks.runs.journal import Journal, find_journals, journal_path, read_journals
-from pdevis.benchmarks.runs.output import Output, check_same_pair
+from pdevis.benchmarks.runs.journal import (
+    Journal,
+    Output,
+    check_same_pair,
+    find_journals,
+    journal_path,
+    read_journals,
+)
 from pdevis.benchmarks.runs.result_files import meta_path
 
 HEADER: dict[str, Any] = {"benchmark": "mmlu", "settings": {"gamma": 4, "k": None}, "versions": {"torch": "2"}}
@@ -37,11 +43,11 @@ def test_a_journal_holds_what_was_added(output: Path) -> None:
         journal.begin({"started": "now"})
         assert journal.units == 2
         journal.add(1, {"half": "\ud800"})
-    (found,) = read_journals([path])
-    assert found.header == HEADER
-    assert found.runs == [{"started": "now"}]
-    assert sorted(found.entries) == [0, 1, 2]
-    assert found.entries[1] == {"half": "\ud800"}
+    (content,) = read_journals([path])
+    assert content.header == HEADER
+    assert content.runs == [{"started": "now"}]
+    assert sorted(content.entries) == [0, 1, 2]
+    assert content.entries[1] == {"half": "\ud800"}
     assert len(path.read_bytes().split(b"\n")) == 6
 
 
@@ -53,18 +59,18 @@ def test_each_line_is_on_the_disk_before_the_next(output: Path, monkeypatch: pyt
     assert synced[-1] == path.stat().st_size
 
 
-@pytest.mark.parametrize("cut", [1, 5, 30])
-def test_a_torn_last_line_is_dropped(output: Path, cut: int) -> None:
+@pytest.mark.parametrize("missing_bytes", [1, 5, 30])
+def test_an_incomplete_last_line_is_dropped(output: Path, missing_bytes: int) -> None:
     path = write(output, 3)
     whole = path.read_bytes()
-    path.write_bytes(whole[:-cut])
+    path.write_bytes(whole[:-missing_bytes])
     assert sorted(read_journals([path])[0].entries) == [0, 2]
     with Journal(path, HEADER) as journal:
         journal.add(4, {"question_id": 2, "text": "zwölf\n"})
     assert path.read_bytes() == whole
 
 
-def test_a_torn_header_or_an_empty_file_is_no_journal_yet(output: Path) -> None:
+def test_a_file_without_a_complete_header_is_not_a_journal(output: Path) -> None:
     path = write(output, 0)
     for data in (path.read_bytes()[:-9], b""):
         path.write_bytes(data)
@@ -83,15 +89,15 @@ def test_a_broken_line_in_the_middle_is_named(output: Path, line: bytes) -> None
         read_journals([path])
 
 
-def test_a_foreign_file_is_left_alone(output: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_not_changed(output: Path) -> None:
     path = journal_path(output)
-    path.write_text('{"mine": 1}\n')
+    path.write_text('{"other": 1}\n')
     with pytest.raises(ValueError, match="line 1 is broken"):
         Journal(path, HEADER)
-    assert path.read_text() == '{"mine": 1}\n'
+    assert path.read_text() == '{"other": 1}\n'
 
 
-def test_a_full_disk_costs_the_unit_in_work_only(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_only_the_current_unit(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
 
     def full(number: int, data: bytes) -> int:
@@ -103,8 +109,8 @@ def test_a_full_disk_costs_the_unit_in_work_only(output: Path, monkeypatch: pyte
     monkeypatch.setattr(journals.os, "write", full)
     with pytest.raises(OSError, match=r"No space left on device; its 2 finished items are kept: .*--resume"):
         write(output, 3)
-    (found,) = read_journals(find_journals(output))
-    assert sorted(found.entries) == [0, 2]
+    (content,) = read_journals(find_journals(output))
+    assert sorted(content.entries) == [0, 2]
     assert journal_path(output).read_bytes().endswith(b"}}\n")
 
 
@@ -117,13 +123,13 @@ def test_journals_of_all_processes_are_found_and_no_others(output: Path) -> None
 
 
 def earlier(output: Path, header: dict[str, Any] = HEADER, **flags: bool) -> Any:
-    return Output(output).earlier(header, flags.get("resume", False), flags.get("overwrite", False))
+    return Output(output, **flags).read_earlier(header)
 
 
-def test_nothing_there_starts_afresh(output: Path) -> None:
+def test_without_files_a_run_starts_from_the_beginning(output: Path) -> None:
     for flags in ({}, {"resume": True}, {"overwrite": True}):
-        found = earlier(output, **flags)
-        assert (found.header, found.entries, found.complete) == (None, {}, None)
+        content = earlier(output, **flags)
+        assert (content.header, content.entries, content.complete) == (None, {}, None)
 
 
 def test_an_unfinished_run_is_continued_or_refused(output: Path) -> None:
@@ -139,17 +145,17 @@ def test_an_unfinished_run_is_continued_or_refused(output: Path) -> None:
 def test_other_settings_are_named(output: Path) -> None:
     write(output, 1)
     changed = {**HEADER, "settings": {"gamma": 6, "k": 3}, "versions": {"torch": "3"}}
-    with pytest.raises(ValueError, match=r"gamma 6, there 4; k 3, there None; torch 3, there 2"):
+    with pytest.raises(ValueError, match=r"gamma is 6, was 4; k is 3, was None; torch is 3, was 2"):
         earlier(output, changed, resume=True)
-    with pytest.raises(ValueError, match=r"settings: benchmark wmt, there mmlu$"):
+    with pytest.raises(ValueError, match=r"settings: benchmark is wmt, was mmlu$"):
         earlier(output, {**changed, "benchmark": "wmt"}, resume=True)
 
 
-def test_a_pair_that_auto_made_different_is_named(output: Path) -> None:
-    there = {"target_device": "cuda:0", "mode": "exact"}
-    check_same_pair({"target_device": "cuda:3", "mode": "exact"}, there, output)
-    with pytest.raises(ValueError, match=r"mode skip, there exact; target_device cpu, there cuda"):
-        check_same_pair({"target_device": "cpu", "mode": "skip"}, there, output)
+def test_a_difference_of_the_pair_is_named(output: Path) -> None:
+    recorded = {"target_device": "cuda:0", "mode": "exact"}
+    check_same_pair({"target_device": "cuda:3", "mode": "exact"}, recorded, output)
+    with pytest.raises(ValueError, match=r"mode is skip, was exact; target_device is cpu, was cuda"):
+        check_same_pair({"target_device": "cpu", "mode": "skip"}, recorded, output)
 
 
 def test_a_finished_run_is_never_replaced_by_accident(output: Path) -> None:
@@ -160,7 +166,7 @@ def test_a_finished_run_is_never_replaced_by_accident(output: Path) -> None:
         earlier(output, resume=True)
     meta_path(output).write_text(json.dumps(HEADER | {"units": 3}))
     assert earlier(output, resume=True).complete["units"] == 3
-    with pytest.raises(ValueError, match="gamma 5, there 4"):
+    with pytest.raises(ValueError, match="gamma is 5, was 4"):
         earlier(output, {**HEADER, "settings": {"gamma": 5, "k": None}}, resume=True)
     assert output.read_text() == "[]"
 
@@ -173,6 +179,6 @@ def test_a_write_that_fails_leaves_the_old_file(output: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"out.json: cannot be written: No space left .* all 7 finished items are kept"):
-        Output(output).write(b"new", {}, 7)
+        Output(output).write(b"new", {"units": 7})
     assert output.read_text() == "old"
     assert [path.name for path in output.parent.iterdir()] == ["out.json"]

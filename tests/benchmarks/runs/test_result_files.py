@@ -1,4 +1,4 @@
-"""Result files: written and read back, and whatever is none."""
+"""Result files: written, read back, and files that are not results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_results_are_read_back_in_both_forms(output: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", "holds no results"),
         ("[]", "holds no results"),
@@ -54,11 +54,11 @@ def test_results_are_read_back_in_both_forms(output: Path) -> None:
         ('{"prompt": "a dataset"}\n', "must be an object with question_id"),
     ],
 )
-def test_files_that_are_no_results_are_refused(output: Path, text: str, said: str) -> None:
+def test_files_that_are_not_results_are_refused(output: Path, text: str, expected: str) -> None:
     output.write_text(text)
     with pytest.raises(ValueError, match=r"out\.json") as caught:
         read_results(output)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

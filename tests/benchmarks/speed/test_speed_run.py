@@ -147,13 +147,13 @@ def test_a_stopped_run_is_resumed(main, flags, tmp_path, stopped, capsys):
     output = tmp_path / "speed.json"
     argv = [*flags, "--without", "transformers", "--no_memory", "--output", str(output)]
     assert main(argv) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume to continue" in capsys.readouterr().err
     first = json.loads((tmp_path / "speed.json.partial.jsonl").read_text().splitlines()[2])
     stopped()
     assert main(argv) == 2, "existing results are not overwritten without --overwrite"
     assert "--resume" in capsys.readouterr().err
     assert main([*argv, "--length", "7", "--resume"]) == 2
-    assert "length 7, there 6" in capsys.readouterr().err
+    assert "length is 7, was 6" in capsys.readouterr().err
     assert main([*argv, "--resume"]) == 0
     kept = json.loads(output.read_text())
     assert kept["entries"][0] == first["entry"], "finished prompts are not measured again"
@@ -195,7 +195,7 @@ def test_a_prompt_that_is_too_long_for_the_context_is_named(main, flags, capsys)
         (["--prompts", "99"], ["--prompts", "99", "at most 12"]),
         (["--without", "plain"], ["--without", "'plain'", "lookup"]),
         (["--categories", "math"], ["--categories", "--specbench"]),
-        (["--specbench", "no/such.jsonl"], ["no/such.jsonl", "no such file"]),
+        (["--specbench", "no/such.jsonl"], ["no/such.jsonl", "does not exist"]),
         (["--gguf", "no/such.gguf"], ["--gguf", "no/such.gguf", "does not exist"]),
         (["--resume"], ["--resume", "--output"]),
         (["--output", "/"], ["--output /", "is a folder"]),

@@ -1,4 +1,4 @@
-"""IFEval: the official checkers, offline and with the same verdict every time; answers that follow and that do not."""
+"""IFEval: the official checkers, offline and deterministic; answers that follow instructions, and others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from helpers import ROOT
-from pdevis.benchmarks.tasks import get_task, punkt
+from helpers.evaluation import score_corpus
+from pdevis.benchmarks.tasks import get_task, ifeval
 from pdevis.benchmarks.tasks.ifeval import INSTRUCTIONS, checkers
 
 FIVE = "Dr. Smith saw the sea at 5 p.m. on Monday. It was grey. The wind blew. Salt was in the air! Was it cold?"
@@ -99,23 +100,23 @@ def test_every_instruction_is_known_and_tried() -> None:
     official = checkers().instructions_registry.INSTRUCTION_DICT
     assert set(INSTRUCTIONS) == set(official) == {case[0] for case in CASES}
     for name, given, _, _ in CASES:
-        made = official[name](name)
-        made.build_description(**given)
-        assert set(made.get_instruction_args_keys()) == set(INSTRUCTIONS[name])
+        instruction = official[name](name)
+        instruction.build_description(**given)
+        assert set(instruction.get_instruction_args_keys()) == set(INSTRUCTIONS[name])
 
 
-def test_verdicts_are_the_harness_s_own() -> None:
+def test_scores_equal_those_of_the_harness() -> None:
     process_results = checkers().process_results
     nulls = dict.fromkeys(("num_words", "keywords", "relation", "language"))
     for i, (name, given, *answers) in enumerate(CASES):
         for answer in (*answers, f"Sure!\n{answers[0]}", answers[1].replace("one", "*one*")):
-            made = entry((name, nulls | given), ("punctuation:no_comma", dict(nulls)), question=i)
-            ours = get_task("ifeval").score(made, answer)
-            official = process_results({"key": i, **made}, [answer])
-            assert ours["followed_strict"] == official["inst_level_strict_acc"], (name, answer)
-            assert ours["followed_loose"] == official["inst_level_loose_acc"], (name, answer)
-            assert ours["prompt_strict"] == official["prompt_level_strict_acc"]
-            assert ours["prompt_loose"] == official["prompt_level_loose_acc"]
+            example = entry((name, nulls | given), ("punctuation:no_comma", dict(nulls)), question=i)
+            scores = get_task("ifeval").score(example, answer)
+            official = process_results({"key": i, **example}, [answer])
+            assert scores["followed_strict"] == official["inst_level_strict_acc"], (name, answer)
+            assert scores["followed_loose"] == official["inst_level_loose_acc"], (name, answer)
+            assert scores["prompt_strict"] == official["prompt_level_strict_acc"]
+            assert scores["prompt_loose"] == official["prompt_level_loose_acc"]
 
 
 def test_a_text_without_language_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
@@ -123,7 +124,7 @@ def test_a_text_without_language_makes_no_noise(caplog: pytest.LogCaptureFixture
     assert not caplog.records
 
 
-def test_loose_forgives_what_stands_around_the_answer() -> None:
+def test_loose_ignores_text_around_the_answer() -> None:
     score = get_task("ifeval").score(entry(("startend:quotation", {})), 'Of course:\n"They eat shrimp."')
     assert (score["prompt_strict"], score["prompt_loose"]) == (0, 1)
 
@@ -131,29 +132,29 @@ def test_loose_forgives_what_stands_around_the_answer() -> None:
 def test_prompt_and_instruction_level() -> None:
     task = get_task("ifeval")
     entries = [entry(CASES[0][:2], CASES[8][:2]), entry(CASES[0][:2], question=2)]
-    found = task.corpus(entries, ["Time flies.", "Rain fell."])  # no comma, but a forbidden word; no comma
-    assert found["prompt_strict"]["score"] == pytest.approx(1 / 2)
-    assert found["instruction_strict"]["score"] == pytest.approx(2 / 3)
-    assert "lm-eval:" in found["instruction_loose"]["signature"]
-    assert task.corpus([], []) == {}
+    result = score_corpus(task, entries, ["Time flies.", "Rain fell."])  # no comma, but a forbidden word; no comma
+    assert result["prompt_strict"]["score"] == pytest.approx(1 / 2)
+    assert result["instruction_strict"]["score"] == pytest.approx(2 / 3)
+    assert "lm-eval:" in result["instruction_loose"]["signature"]
+    assert task.corpus([], [], []) == {}
 
 
 def test_random_draws_are_the_same_every_time_and_nobody_s_else() -> None:
-    """A letter that is none ("#") makes the checker draw one: as many verdicts as question ids, but each one fixed."""
+    """An invalid letter ("#") makes the checker draw one: it depends on the question id only."""
     task = get_task("ifeval")
     kwargs = {"letter": "#", "let_frequency": 4, "let_relation": "at least"}
     answer = "The quick brown fox jumps over the lazy dog, then eats."
 
-    def verdicts() -> list[int]:
-        made = [entry(("keywords:letter_frequency", kwargs), question=i) for i in range(30)]
-        return [task.score(each, answer)["prompt_strict"] for each in made]
+    def scores() -> list[int]:
+        examples = [entry(("keywords:letter_frequency", kwargs), question=i) for i in range(30)]
+        return [task.score(example, answer)["prompt_strict"] for example in examples]
 
     random.seed(1)
-    first, state = verdicts(), random.getstate()
+    first, state = scores(), random.getstate()
     random.seed(1)
     assert random.getstate() == state  # nothing of the program's own random numbers was used up
     random.seed(2)
-    assert verdicts() == first
+    assert scores() == first
     assert 0 < sum(first) < 30
 
 
@@ -164,23 +165,23 @@ def test_entries_drop_the_empty_arguments() -> None:
 
 def test_the_sentence_model_is_made_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "cache"))
-    folder = punkt.prepare_punkt()
-    files = {file.name for file in (folder / punkt.MODEL).iterdir()}
-    assert files == set(punkt.FILES)
+    folder = ifeval.prepare_punkt()
+    files = {file.name for file in (folder / ifeval.PUNKT_MODEL).iterdir()}
+    assert files == set(ifeval.PUNKT_FILES)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
     stamp = folder.stat().st_mtime_ns
-    assert punkt.prepare_punkt() == folder
+    assert ifeval.prepare_punkt() == folder
     assert folder.stat().st_mtime_ns == stamp
-    (folder / punkt.MODEL / punkt.FILES[0]).unlink()
-    assert punkt.is_complete(punkt.prepare_punkt())
+    (folder / ifeval.PUNKT_MODEL / ifeval.PUNKT_FILES[0]).unlink()
+    assert ifeval.is_punkt_complete(ifeval.prepare_punkt())
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(OSError, match="set PDEVIS_CACHE to another"):
-        punkt.prepare_punkt()
+        ifeval.prepare_punkt()
 
 
 def test_a_fresh_machine_without_network(tmp_path: Path) -> None:
-    """In a new process with an empty cache and no home: nothing is downloaded, and verdicts do not vary."""
+    """In a new process with an empty cache and no home: nothing is downloaded, and scores do not vary."""
     code = (
         "import json, socket, sys\n"
         "def no(*each, **more): raise OSError('no network')\n"

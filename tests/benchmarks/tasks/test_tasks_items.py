@@ -44,8 +44,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "specbench": {"question_id": 1, "category": "qa", "turns": ["t"]},
 }
 BROKEN = [
-    ("wmt", {"prompt": ["a", "b"]}, "prompt holds 2 texts"),
-    ("wmt", {"label": []}, "label = []: must be a list of texts"),
+    ("wmt", {"prompt": ["a", "b"]}, "prompt has 2 strings"),
+    ("wmt", {"label": []}, "label = []: must be a list of strings"),
     ("wmt", {"label": 3}, "label = 3: must be a string"),
     ("mmlu", {"label": "E"}, "label = 'E': must be one of A, B, C, D"),
     ("mmlu", {"label": 2}, "label = 2: must be one of"),
@@ -56,20 +56,24 @@ BROKEN = [
     ("mgsm", {"label": True}, "label = True: must be a number"),
     ("math", {"label": ["1"]}, "label = ['1']: must be a string (LaTeX) or a number"),
     ("math", {"label": " "}, "must be a string (LaTeX) or a number"),
-    ("ifeval", {"kwargs": []}, "kwargs holds 0 objects: must hold one for each of 1 instructions"),
+    ("ifeval", {"kwargs": []}, "kwargs has 0 objects: must have one for each of 1 instructions"),
     ("ifeval", {"instruction_id_list": ["a:b"]}, "instruction 'a:b' is unknown: must be one of change_case"),
     ("ifeval", {"kwargs": [{"num_words": 3}]}, "num_words = 3: must be one of no arguments at all"),
-    ("ifeval", {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["c++ ("]}]}, "no regular"),
+    (
+        "ifeval",
+        {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["c++ ("]}]},
+        "must be a regular",
+    ),
     (
         "ifeval",
         {"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"relation": "most"}]},
         "less than",
     ),
     ("ifeval", {"instruction_id_list": ["combination:repeat_prompt"]}, "has no prompt_to_repeat"),
-    ("specbench", {"turns": "t"}, "turns = 't': must be a list of texts"),
-    ("specbench", {"turns": ["t", ""]}, "must be a list of texts"),
+    ("specbench", {"turns": "t"}, "turns = 't': must be a list of strings"),
+    ("specbench", {"turns": ["t", ""]}, "must be a list of strings"),
     ("specbench", {"category": 3}, "category = 3: must be a string"),
-    ("specbench", {"question_id": None}, "question_id = None: must be an integer or a text"),
+    ("specbench", {"question_id": None}, "question_id = None: must be an integer or a string"),
 ]
 
 
@@ -79,11 +83,11 @@ def test_a_broken_item_is_named_by_file_and_number(name: str, change: dict, expe
     array, lines = tmp_path / "array.json", tmp_path / "lines.jsonl"
     array.write_text(json.dumps([good, bad]))
     lines.write_text(json.dumps(good) + "\n\n" + json.dumps(bad) + "\n")
-    for file, place in ((array, "item 2"), (lines, "line 3")):
+    for file, location in ((array, "item 2"), (lines, "line 3")):
         with pytest.raises(ValueError) as caught:
             get_task(name).load(file, k=1)  # beyond the items that are asked for, too
         message = str(caught.value)
-        assert message.startswith(f"{file}: {place}: ")
+        assert message.startswith(f"{file}: {location}: ")
         assert expected in message
         assert "\n" not in message
 
@@ -92,7 +96,7 @@ def test_a_broken_item_is_named_by_file_and_number(name: str, change: dict, expe
 def test_a_missing_key_is_named(name: str, tmp_path: Path) -> None:
     for key in GOOD[name]:
         file = tmp_path / "items.json"
-        file.write_text(json.dumps([{each: value for each, value in GOOD[name].items() if each != key}]))
+        file.write_text(json.dumps([{other: value for other, value in GOOD[name].items() if other != key}]))
         with pytest.raises(ValueError, match=rf"items\.json: item 1: has no {key}"):
             get_task(name).load(file)
 
@@ -105,7 +109,7 @@ def test_a_missing_key_is_named(name: str, tmp_path: Path) -> None:
         (b'[{"question_id": 1,\n}]', "line 2: not valid JSON"),
         (b'{"question_id": 1}\n{"question', "line 1: has no category"),
         (b'{"question_id": 1, "category": "c", "turns": ["t"]}\n{"question', "line 2: not valid JSON"),
-        (b'{"question_id": 1, "category": "c", "turns": ["t"]}\n"text"', "line 2: is a text: must be a JSON object"),
+        (b'{"question_id": 1, "category": "c", "turns": ["t"]}\n"text"', "line 2: is a string: must be a JSON object"),
         (b"[3]", "item 1: is a number: must be a JSON object"),
         (b'{"question_id": 1, "category": "c", "turns": ["t"]}\n\xff\xfe', "line 2: not UTF-8 text"),
         (
@@ -124,7 +128,7 @@ def test_a_broken_file_is_named(content: bytes, expected: str, tmp_path: Path) -
 
 def test_wrong_paths_and_counts_are_named(tmp_path: Path) -> None:
     task = get_task("wmt")
-    with pytest.raises(ValueError, match=r"none\.json: no such file"):
+    with pytest.raises(ValueError, match=r"none\.json: does not exist"):
         task.load(tmp_path / "none.json")
     with pytest.raises(ValueError, match="is a folder"):
         task.load(tmp_path)

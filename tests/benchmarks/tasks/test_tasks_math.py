@@ -1,4 +1,4 @@
-"""MATH's scorer: boxed answers with braces inside, equal values in other forms, wrong ones; math-verify's verdicts."""
+"""MATH's scorer: boxed answers with braces, equal values in other forms, wrong ones; results of math-verify."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_wrong_answers(label: str, answer: str) -> None:
     assert score["correct"] == 0, score
 
 
-@pytest.mark.parametrize(("label", "answer"), [each for each in RIGHT + WRONG if "no: " not in each[1]])
+@pytest.mark.parametrize(("label", "answer"), [case for case in RIGHT + WRONG if "no: " not in case[1]])
 def test_it_agrees_with_math_verify(label: str, answer: str) -> None:
     from math_verify import parse, verify
 
@@ -63,15 +63,15 @@ def test_it_agrees_with_math_verify(label: str, answer: str) -> None:
 
 
 def test_threads_score_alike() -> None:
-    task, found = get_task("math"), []
+    task, scores = get_task("math"), []
 
     def work() -> None:
-        found.extend(task.score({"label": label}, answer)["correct"] for label, answer in RIGHT[:4] + WRONG[:4])
+        scores.extend(task.score({"label": label}, answer)["correct"] for label, answer in RIGHT[:4] + WRONG[:4])
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [1] * 4 + [0] * 4
+    assert scores == [1] * 4 + [0] * 4
 
 
 @pytest.mark.parametrize(

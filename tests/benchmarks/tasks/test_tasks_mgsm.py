@@ -1,4 +1,4 @@
-"""MGSM's scorer: numbers as they are written around the world, answer prefixes, and the harness's own extraction."""
+"""MGSM's scorer: numbers in the notation of many countries, answer prefixes, and the harness's own extraction."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from decimal import Decimal
 import pytest
 
 from pdevis.benchmarks.tasks import get_task
-from pdevis.benchmarks.tasks.mgsm import LANGUAGES, extract_flexible
-from pdevis.benchmarks.tasks.numbers import plain, to_number
+from pdevis.benchmarks.tasks.mgsm import LANGUAGES, extract_flexible, plain, to_number
 
 RIGHT = [
     ("en", "Answer: 57,500"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.evaluation import score_corpus
 from pdevis.benchmarks.tasks import get_task
 from pdevis.benchmarks.tasks.mmlu import extract_option, format_question
 
@@ -19,7 +20,7 @@ ANSWERS = [
     ("$\\boxed{\\text{D}}$", "D"),
     ("D) Because it is so", "D"),
     ("B\n\nExplanation: the answer is not A.", "B"),
-    ("C\n\nQuestion: What else?\nAnswer: A", "C"),  # a base model goes on with a question of its own
+    ("C\n\nQuestion: What else?\nAnswer: A", "C"),  # a base model continues with another question
     ("The answer is C.", "C"),
     ("Answer: (A)", "A"),
     ("answer: c", "C"),
@@ -60,10 +61,10 @@ def test_score_says_what_was_read() -> None:
 
 def test_micro_counts_questions_and_macro_subjects() -> None:
     entries = [{"question_id": i, "prompt": "p", "label": "A", "subject": s} for i, s in enumerate("xxxy")]
-    found = get_task("mmlu").corpus(entries, ["A", "A", "B", "B"])
-    assert found["accuracy_micro"]["score"] == pytest.approx(2 / 4)
-    assert found["accuracy_macro"]["score"] == pytest.approx((2 / 3 + 0) / 2)
-    assert get_task("mmlu").corpus([], []) == {}
+    result = score_corpus(get_task("mmlu"), entries, ["A", "A", "B", "B"])
+    assert result["accuracy_micro"]["score"] == pytest.approx(2 / 4)
+    assert result["accuracy_macro"]["score"] == pytest.approx((2 / 3 + 0) / 2)
+    assert get_task("mmlu").corpus([], [], []) == {}
 
 
 def test_a_question_is_written_with_its_options() -> None:

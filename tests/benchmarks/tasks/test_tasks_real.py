@@ -1,4 +1,4 @@
-"""The loaders and scorers on items of the real benchmarks, where they are at hand (they are no part of the project)."""
+"""The loaders and scorers on items of the real benchmarks, if they exist (they are not part of the project)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from helpers import ROOT
+from helpers.evaluation import MULTI_TURN, score_corpus
 from pdevis.benchmarks.tasks import get_task
 from pdevis.benchmarks.tasks.ifeval import checkers
 from pdevis.benchmarks.tasks.mgsm import LANGUAGES
-from pdevis.benchmarks.tasks.specbench import MULTI_TURN
 
-FOLDER = next((each for each in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if each.is_dir()), None)
+FOLDER = next((path for path in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if path.is_dir()), None)
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="needs the folder shared/data with the benchmarks' items")
 
 
@@ -27,11 +27,11 @@ def test_wmt() -> None:
     task, entries = load("wmt", "wmt.json")
     labels = [entry["label"][0] for entry in entries]
     assert all(task.score(entry, label)["chrf"] == 100 for entry, label in zip(entries, labels))
-    right, shifted = task.corpus(entries, labels), task.corpus(entries, labels[1:] + labels[:1])
+    right, shifted = score_corpus(task, entries, labels), score_corpus(task, entries, labels[1:] + labels[:1])
     assert right["BLEU"]["score"] == pytest.approx(100)
     assert shifted["BLEU"]["score"] < 5
-    found = task.compare(entries, labels, [label.replace("the", "a") for label in labels])
-    assert found["BLEU"]["significant"]
+    result = task.compare(entries, labels, [label.replace("the", "a") for label in labels])
+    assert result["BLEU"]["significant"]
 
 
 def test_mmlu() -> None:
@@ -42,7 +42,7 @@ def test_mmlu() -> None:
             assert task.score(entry, answer)["correct"] == 1, answer
         wrong = next(letter for letter in "ABCD" if letter != entry["label"])
         assert task.score(entry, f"{wrong}.")["correct"] == 0
-    assert task.corpus(entries, ["A"] * len(entries))["accuracy_micro"]["score"] < 0.4
+    assert score_corpus(task, entries, ["A"] * len(entries))["accuracy_micro"]["score"] < 0.4
 
 
 def test_mgsm() -> None:
@@ -68,8 +68,8 @@ def test_ifeval() -> None:
         ours, official = task.score(entry, answer), process_results({"key": 1, **entry}, [answer])
         assert ours["followed_strict"] == official["inst_level_strict_acc"]
         assert ours["followed_loose"] == official["inst_level_loose_acc"]
-    found = task.corpus(entries, ["Just a plain answer. It ends here."] * len(entries))
-    assert 0 < found["prompt_strict"]["score"] <= found["prompt_loose"]["score"] < 0.5
+    result = score_corpus(task, entries, ["Just a plain answer. It ends here."] * len(entries))
+    assert 0 < result["prompt_strict"]["score"] <= result["prompt_loose"]["score"] < 0.5
 
 
 def test_specbench() -> None:

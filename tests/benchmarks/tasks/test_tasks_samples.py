@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from helpers import ROOT
+from helpers.evaluation import MULTI_TURN
 from pdevis.benchmarks.tasks import BENCHMARKS, get_task
 from pdevis.benchmarks.tasks.mgsm import LANGUAGES
-from pdevis.benchmarks.tasks.specbench import MULTI_TURN
 
 SAMPLES = {
     name: ROOT / "Data" / "samples" / f"{name}.{'jsonl' if name == 'specbench' else 'json'}" for name in BENCHMARKS

@@ -1,9 +1,8 @@
-"""SpecBench: all turns, the multi-turn group, and no quality metric."""
+"""SpecBench: all turns, and no quality metric; and the interface of all tasks."""
 
 from __future__ import annotations
 
 from pdevis.benchmarks.tasks import BENCHMARKS, get_task
-from pdevis.benchmarks.tasks.specbench import MULTI_TURN, MULTI_TURN_GROUP, group
 
 ITEM = {"question_id": 81, "category": "writing", "turns": ["Write a line.", "Now another."], "reference": ["x", "y"]}
 
@@ -20,12 +19,7 @@ def test_no_quality_metric() -> None:
     assert task.metrics == ()
     assert task.groups == ("category",)
     entry = task.entry(ITEM)
-    assert task.score(entry, "x") == task.corpus([entry], ["x"]) == task.compare([entry], ["x"], ["y"]) == {}
-
-
-def test_groups() -> None:
-    assert [group(each) for each in MULTI_TURN] == [MULTI_TURN_GROUP] * 8
-    assert [group(each) for each in ("rag", "qa", "math_reasoning")] == ["rag", "qa", "math_reasoning"]
+    assert task.score(entry, "x") == task.corpus([entry], ["x"], [{}]) == task.compare([entry], ["x"], ["y"]) == {}
 
 
 def test_every_task_keeps_to_the_protocol() -> None:
@@ -35,4 +29,4 @@ def test_every_task_keeps_to_the_protocol() -> None:
         assert isinstance(task.metrics, tuple)
         assert isinstance(task.groups, tuple)
         assert task.compare([], [], []) == {}
-        assert task.corpus([], []) == {}
+        assert task.corpus([], [], []) == {}

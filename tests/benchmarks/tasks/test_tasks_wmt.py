@@ -8,6 +8,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
+from helpers.evaluation import score_corpus
 from pdevis.benchmarks.tasks import get_task
 
 REFERENCE = "The municipality plans to build three new cycle paths by spring."
@@ -68,29 +69,29 @@ def test_several_references_count_each() -> None:
     assert task.score(two, REFERENCE)["bleu"] == pytest.approx(100)
     assert task.score(two, REFERENCE)["rouge1"] == 100
     entries = [two, entry(question=2)]
-    assert task.corpus(entries, [ANSWERS[2], REFERENCE])["BLEU"]["score"] == pytest.approx(100)
-    assert "nrefs:var" in task.corpus(entries, [ANSWERS[2], REFERENCE])["BLEU"]["signature"]
+    assert score_corpus(task, entries, [ANSWERS[2], REFERENCE])["BLEU"]["score"] == pytest.approx(100)
+    assert "nrefs:var" in score_corpus(task, entries, [ANSWERS[2], REFERENCE])["BLEU"]["signature"]
 
 
 def test_corpus_scores_and_signatures_are_sacrebleu_s() -> None:
     entries = [entry(question=i) for i in range(len(ANSWERS))]
-    found = get_task("wmt").corpus(entries, ANSWERS)
+    results = score_corpus(get_task("wmt"), entries, ANSWERS)
     references = [[REFERENCE] * len(ANSWERS)]
     for name, metric in {"BLEU": BLEU(), "chrF2++": CHRF(word_order=2), "TER": TER()}.items():
-        assert found[name]["score"] == metric.corpus_score(ANSWERS, references).score
-        assert found[name]["signature"] == str(metric.get_signature())
-    assert "version:" in found["BLEU"]["signature"]
+        assert results[name]["score"] == metric.corpus_score(ANSWERS, references).score
+        assert results[name]["signature"] == str(metric.get_signature())
+    assert "version:" in results["BLEU"]["signature"]
     mean = sum(get_task("wmt").score(entry(), answer)["rougeL"] for answer in ANSWERS) / len(ANSWERS)
-    assert found["ROUGE-L"]["score"] == pytest.approx(mean)
-    assert get_task("wmt").corpus([], []) == {}
+    assert results["ROUGE-L"]["score"] == pytest.approx(mean)
+    assert get_task("wmt").corpus([], [], []) == {}
 
 
 def test_equal_answers_are_not_significantly_different() -> None:
     """sacrebleu's own p-value for them is 1 / 1001, since no resample differs by more than they do."""
     entries = [entry(question=i) for i in range(len(ANSWERS))]
-    found = get_task("wmt").compare(entries, ANSWERS, list(ANSWERS))
-    assert set(found) == {"BLEU", "chrF2++", "TER"}
-    for result in found.values():
+    results = get_task("wmt").compare(entries, ANSWERS, list(ANSWERS))
+    assert set(results) == {"BLEU", "chrF2++", "TER"}
+    for result in results.values():
         assert result["difference"] == 0
         assert result["p_value"] == 1
         assert not result["significant"]
@@ -101,18 +102,18 @@ def test_equal_answers_are_not_significantly_different() -> None:
 def test_worse_answers_are_significantly_worse_as_sacrebleu_says() -> None:
     entries = [entry(question=i) for i in range(20)]
     good, bad = [REFERENCE, ANSWERS[1]] * 10, [ANSWERS[3], ANSWERS[2]] * 10
-    found = get_task("wmt").compare(entries, good, bad)
+    results = get_task("wmt").compare(entries, good, bad)
     metrics = {"BLEU": BLEU(), "chrF2++": CHRF(word_order=2), "TER": TER()}
-    signatures, results = PairedTest([("a", good), ("b", bad)], metrics, [[REFERENCE] * 20], test_type="bs")()
-    for name, (target, other) in ((name, results[name]) for name in metrics):
-        assert found[name]["target"] == target.score
-        assert found[name]["other"] == other.score
-        assert found[name]["p_value"] == other.p_value < 0.05
-        assert found[name]["significant"]
-        assert found[name]["signature"] == str(signatures[name])
-        low, high = found[name]["other_interval"]
+    signatures, expected = PairedTest([("a", good), ("b", bad)], metrics, [[REFERENCE] * 20], test_type="bs")()
+    for name, (target, other) in ((name, expected[name]) for name in metrics):
+        assert results[name]["target"] == target.score
+        assert results[name]["other"] == other.score
+        assert results[name]["p_value"] == other.p_value < 0.05
+        assert results[name]["significant"]
+        assert results[name]["signature"] == str(signatures[name])
+        low, high = results[name]["other_interval"]
         assert low <= other.mean <= high
-    assert found["BLEU"]["difference"] < 0 < found["TER"]["difference"]
+    assert results["BLEU"]["difference"] < 0 < results["TER"]["difference"]
     assert get_task("wmt").compare([], [], []) == {}
 
 
@@ -121,4 +122,4 @@ def test_one_changed_word_is_not_significant() -> None:
     changed = [REFERENCE] * 10 + ANSWERS[1:2] * 10
     other = list(changed)
     other[3], other[12] = ANSWERS[1], REFERENCE
-    assert not any(each["significant"] for each in get_task("wmt").compare(entries, changed, other).values())
+    assert not any(result["significant"] for result in get_task("wmt").compare(entries, changed, other).values())

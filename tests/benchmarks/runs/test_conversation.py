@@ -1,17 +1,17 @@
-"""The runner over a scripted pair and task: conditions, blocks, conversations, failures, and the greedy check."""
+"""Answers of a scripted pair to a scripted task: settings, blocks, conversations, failures, and totals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
 
 from helpers.fake_pair import FakePair
-from pdevis.benchmarks.runs.lossless_check import compare_turns, first_difference, tally, verdict
-from pdevis.benchmarks.runs.result_files import METHODS, blocks_of, make_block
-from pdevis.benchmarks.runs.runner import Conditions, derive_seed, run_items, warm_up
+from pdevis.benchmarks.runs.conversation import GenerationSettings, derive_seed, warm_up
+from pdevis.benchmarks.runs.evaluate import ItemRunner, RunningTotals
+from pdevis.benchmarks.runs.result_files import METHODS, make_block, make_conversation_block
+from pdevis.benchmarks.tasks import get_task
 from pdevis.config import DecodeConfig
 from pdevis.generation import DecodeStats, Generation
 
@@ -30,14 +30,12 @@ class FakeTask:
 
 
 def items(*turns: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    return [(index, {"id": f"q{index}", "turns": each}) for index, each in enumerate(turns)]
+    return [(index, {"id": f"q{index}", "turns": question}) for index, question in enumerate(turns)]
 
 
 def run(pair: FakePair, task: FakeTask, *turns: list[str], **settings: Any) -> list[dict[str, Any]]:
-    conditions = Conditions(settings.pop("methods", METHODS), DecodeConfig(**settings))
-    found = list(run_items(pair, task, items(*turns), conditions))
-    assert [index for index, _ in found] == list(range(len(turns)))
-    return [entry for _, entry in found]
+    runner = ItemRunner(pair, task, GenerationSettings(settings.pop("methods", METHODS), DecodeConfig(**settings)))
+    return [runner.run(index, item) for index, item in items(*turns)]
 
 
 def test_an_entry_holds_a_block_per_method() -> None:
@@ -96,14 +94,14 @@ def test_every_method_continues_its_own_conversation() -> None:
     assert block["prompt_tokens"] == len("u:first|") + len("u:first|a:c1|u:second|")
 
 
-def test_without_a_chat_template_turns_are_texts() -> None:
+def test_without_a_chat_template_prompts_are_unchanged() -> None:
     pair = FakePair(replies=["w", "a1", "a2"], template=False)
-    conditions = Conditions(("target",), DecodeConfig(), chat=False)
-    list(run_items(pair, FakeTask("specbench"), items(["first", "second"]), conditions))
+    settings = GenerationSettings(("target",), DecodeConfig(), chat=False)
+    ItemRunner(pair, FakeTask("specbench"), settings).run(0, {"id": "q0", "turns": ["first", "second"]})
     assert pair.prompts == ["first", "first", "first\n\na1\n\nsecond"]
 
 
-def test_a_failing_item_is_recorded_and_the_run_goes_on() -> None:
+def test_a_failing_item_is_recorded_and_the_run_continues() -> None:
     class Failing(FakePair):
         def generate(self, prompt: Any, config: DecodeConfig | None = None, method: str = "speculative") -> Any:
             if "bad" in "".join(map(chr, prompt)) and method == "drafter":
@@ -115,7 +113,7 @@ def test_a_failing_item_is_recorded_and_the_run_goes_on() -> None:
     assert good["speculative"]["output_text"] == "hello"
 
 
-def test_a_warm_up_that_fails_is_tried_again_with_the_next_item() -> None:
+def test_a_warm_up_that_fails_is_repeated_with_the_next_item() -> None:
     class Short(FakePair):
         def generate(self, prompt: Any, config: DecodeConfig | None = None, method: str = "speculative") -> Any:
             if len(prompt) > 20:
@@ -129,22 +127,22 @@ def test_a_warm_up_that_fails_is_tried_again_with_the_next_item() -> None:
     assert len(pair.calls) == 6
 
 
-def test_ctrl_c_is_no_failing_item() -> None:
+def test_ctrl_c_is_not_a_failing_item() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(FakePair(stop_at=1), FakeTask(), ["one"])
 
 
 def test_seeds_do_not_depend_on_order() -> None:
-    assert derive_seed(None, 3, 0) is None
-    seeds = {derive_seed(seed, index, turn) for seed in (0, 1) for index in range(50) for turn in range(3)}
+    assert derive_seed(None, index=3, turn=0) is None
+    seeds = {derive_seed(seed, index=index, turn=turn) for seed in (0, 1) for index in range(50) for turn in range(3)}
     assert len(seeds) == 300
-    assert derive_seed(5, 2, 1) == derive_seed(5, 2, 1)
+    assert derive_seed(5, index=2, turn=1) == derive_seed(5, index=2, turn=1)
     assert all(0 <= seed < 2**48 for seed in seeds)
 
 
 def test_a_warm_up_is_no_longer_than_the_limit() -> None:
     pair = FakePair()
-    warm_up(pair, ["a", "b"], Conditions(("target",), DecodeConfig(max_new_tokens=3)))
+    warm_up(pair, ["a", "b"], GenerationSettings(("target",), DecodeConfig(max_new_tokens=3)))
     assert [call[2].max_new_tokens for call in pair.calls] == [3]
 
 
@@ -153,7 +151,7 @@ def test_sums_of_turns_are_sums_not_means_of_rates() -> None:
         DecodeStats(new_tokens=10, drafted=8, accepted=8, draft_steps=8, skipped=16, total_seconds=1, rounds=2),
         DecodeStats(new_tokens=2, drafted=8, accepted=0, draft_steps=8, skipped=0, total_seconds=5, rounds=2),
     ]
-    block = blocks_of([Generation([1], "a", parts[0]), Generation([2], "b", parts[1])])
+    block = make_conversation_block([Generation([1], "a", parts[0]), Generation([2], "b", parts[1])])
     assert block["throughput_toks_per_sec"] == 2
     assert block["acceptance_rate"] == 0.5
     assert block["mean_skip"] == 1
@@ -161,86 +159,26 @@ def test_sums_of_turns_are_sums_not_means_of_rates() -> None:
     assert make_block(DecodeStats(), "", [])["acceptance_rate"] is None
 
 
-class Logits:
-    """A target whose logits behind any text are the same; remembers what it was fed."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, row: list[float]) -> None:
-        self.row = torch.tensor(row)
-        self.fed: list[int] = []
-
-    def prefill(self, ids: torch.Tensor) -> None:
-        self.fed += ids.tolist()
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        self.fed += ids.tolist()
-        return self.row.repeat(len(ids), 1)
+def test_totals_report_speed_and_quality_and_do_not_count_failures() -> None:
+    task = get_task("mmlu")
+    items = [{"question_id": i, "prompt": "Which?", "label": "A", "subject": f"s{i % 2}"} for i in range(3)]
+    runner = ItemRunner(FakePair(replies=["A"] * 5 + ["B"] * 2), task, GenerationSettings(("target",), DecodeConfig()))
+    totals = RunningTotals(task, ("target",))
+    for unit, item in enumerate(items):
+        entry = runner.run(unit, item)
+        for _ in range(2):  # a unit counts once
+            totals.add(unit, entry)
+    totals.add(3, {"question_id": 3, "error": "RuntimeError: no"})
+    assert totals.progress() == {"target": "10.0 tok/s, correct 1"}
+    assert totals.lines() == ["target: 10.0 tok/s, accuracy_micro 1, accuracy_macro 1"]
 
 
-@dataclass
-class TargetOnly:
-    target: Logits
-    precision: str = "float32"
-    resets: int = 0
-    labels: dict[str, str] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, str]:
-        return {"target_precision": self.precision}
-
-    def reset(self) -> None:
-        self.resets += 1
-
-
-@pytest.mark.parametrize(
-    ("precision", "gap", "near"),
-    [
-        ("float32", 1e-3, True),
-        ("float32", 1e-2, False),
-        ("packed", 1e-3, True),
-        ("bfloat16", 0.5, True),
-        ("bfloat16", 1.0, False),
-        ("float64", 1e-3, False),
-        ("unheard-of", 1e-2, False),
-    ],
-)
-def test_near_ties_are_told_from_real_differences(precision: str, gap: float, near: bool) -> None:
-    pair = TargetOnly(Logits([0.0, 20.0, 20.0 - gap, -5.0]), precision)
-    found = first_difference(pair, [7, 8], [3, 1, 0], [3, 2, 0, 0])
-    assert found is not None
-    assert (found["position"], found["target_id"], found["speculative_id"]) == (1, 1, 2)
-    assert found["logit_gap"] == pytest.approx(gap, rel=0.01)
-    assert found["near_tie"] is near
-    assert pair.target.fed == [7, 8, 3]
-    assert pair.resets == 2
-
-
-def test_an_answer_that_ends_early_really_differs() -> None:
-    found = first_difference(None, [7], [3, 1], [3])
-    assert found == {"position": 1, "target_id": 1, "speculative_id": None, "logit_gap": None, "near_tie": False}
-    assert first_difference(None, [7], [3, 1], [3, 1]) is None
-
-
-def test_logits_that_are_no_numbers_are_no_tie() -> None:
-    pair = TargetOnly(Logits([float("nan"), 1.0, 1.0]))
-    found = first_difference(pair, [7], [0], [1])
-    assert found is not None
-    assert (found["logit_gap"], found["near_tie"]) == (None, False)
-
-
-def test_turns_behind_a_difference_are_not_compared() -> None:
-    def answers(*ids: list[int]) -> list[Generation]:
-        return [Generation(each, "", DecodeStats()) for each in ids]
-
-    pair = TargetOnly(Logits([0.0, 1.0, 9.0]))
-    blocks = [
-        compare_turns(pair, [[7], [8]], answers([1], [1]), answers([1], [1])),
-        compare_turns(pair, [[7], [8]], answers([1], [1]), answers([2], [2])),
-    ]
-    assert blocks[0] == {"same_as_target": True}
-    assert blocks[1]["first_difference"]["turn"] == 0
-    tie = {"same_as_target": False, "first_difference": {"near_tie": True}}
-    counts = tally([*blocks, tie, {}])
-    assert counts == {"equal": 1, "near_tie": 1, "different": 1}
-    assert "1 of 3" in verdict(counts)
-    assert tally([{}]) is None
+def test_an_answer_that_cannot_be_scored_does_not_end_the_run() -> None:
+    task = get_task("mmlu")
+    runner = ItemRunner(FakePair(), task, GenerationSettings(METHODS, DecodeConfig()))
+    entry = runner.run(0, {"question_id": 1, "prompt": "Which?", "label": "A", "subject": "s"})
+    totals = RunningTotals(task, METHODS)
+    totals.add(0, {name: value for name, value in entry.items() if name != "label"})
+    assert totals.progress()["speculative"] == "20.0 tok/s"
+    assert totals.lines()[-1] == "answers have not been scored: KeyError: 'label'"
+    assert "2.00x the target's speed, acceptance 0.50" in totals.lines()[2]

@@ -1,0 +1,63 @@
+"""The interface of a benchmark task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pdevis.benchmarks.tasks.items import Item
+
+Scores = dict[str, Any]  # of one answer: a number for each of the task's metrics, and what it is based on
+
+
+class Task(Protocol):
+    """One benchmark. `entry` turns an item into the task's own keys of a result entry; scoring reads only those.
+
+    Attributes:
+        name: one of `BENCHMARKS`.
+        metrics: keys of `score` that are numbers and may be averaged over questions, the main one first.
+        lower_is_better: those of `metrics` that are errors.
+        groups: keys of an entry that results are reported by.
+    """
+
+    name: str
+    metrics: tuple[str, ...] = ()
+    lower_is_better: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    def load(self, path: Path, k: int | None = None) -> list[Item]:
+        """Load the first k items (None: all) of a file that holds a JSON array or JSON lines; every item is checked.
+
+        Raises:
+            ValueError: names the file, the item or line, what is wrong with it and what is allowed.
+        """
+        ...
+
+    def prompts(self, item: Item) -> list[str]:
+        """The user's turns: one for every task but SpecBench."""
+        ...
+
+    def entry(self, item: Item) -> dict[str, Any]:
+        """The task's own keys of a result entry, question_id first."""
+        ...
+
+    def score(self, entry: dict[str, Any], text: str) -> Scores:
+        """Score one answer: a number for each of `metrics`, and what it is based on (such as `extracted`)."""
+        ...
+
+    def corpus(
+        self, entries: Sequence[dict[str, Any]], texts: Sequence[str], scores: Sequence[Scores]
+    ) -> dict[str, Any]:
+        """Metrics that exist only for all answers together: {name: {"score": number, "signature": str}}.
+
+        Args:
+            scores: result of `score` for each entry and text.
+        """
+        return {}
+
+    def compare(
+        self, entries: Sequence[dict[str, Any]], target_texts: Sequence[str], other_texts: Sequence[str]
+    ) -> dict[str, Any]:
+        """Test for a difference in quality: {name: {"target", "other", "difference", "p_value", "significant", …}}."""
+        return {}
