@@ -94,7 +94,7 @@ class MessageCounter:
 
 @dataclass(frozen=True)
 class _Views:
-    """Where the items of an exchange are in the buffer: `own` are written by this rank, `gathered` are all of them."""
+    """Views of the items of an exchange in the buffer: `own` are written by this rank, `gathered` are all of them."""
 
     own: list[Tensor]
     gathered: list[Tensor]

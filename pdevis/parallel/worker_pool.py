@@ -214,7 +214,7 @@ class WorkerPool:
         return WorkerFailure("TimeoutError", f"no heartbeat for {seconds:g} s", self._slowest_rank())
 
     def _connection_failure(self, error: Exception) -> WorkerFailure | None:
-        """What an error of a pipe says about its worker; None if it says nothing but that the pipe is broken."""
+        """Return the failure of a worker that a pipe error indicates; None if it only means that the pipe is broken."""
         return self._timeout_failure(self.timeout_seconds) if isinstance(error, BlockingIOError) else None
 
     def _fail(self, failure: WorkerFailure | None) -> None:

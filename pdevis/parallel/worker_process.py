@@ -65,7 +65,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What the main process needs to know about a loaded drafter."""
+    """Facts about a loaded drafter that the main process needs."""
 
     vocab_size: int
     context_length: int

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.runs.result_files import method_keys
+from pdevis.benchmarks.tasks.task import Task
 
 SPEED = {"target": 10.0, "drafter": 40.0, "speculative": 16.0}
 
 
-class GroupedTask:
+class GroupedTask(Task):
     """A task whose only right answer is "right", grouped by subject."""
 
     name = "mmlu"
@@ -21,12 +22,6 @@ class GroupedTask:
 
     def score(self, entry: dict[str, Any], text: str) -> dict[str, Any]:
         return {"correct": float(text == "right"), "extracted": text}
-
-    def corpus(self, entries: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
-        return {}
-
-    def compare(self, entries: list[dict[str, Any]], target: list[str], other: list[str]) -> dict[str, Any]:
-        return {}
 
 
 class SpecTask(GroupedTask):

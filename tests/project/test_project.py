@@ -14,7 +14,6 @@ import pytest
 
 from helpers import ROOT
 
-MOST_LINES = 400
 SKIPPED = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", "build", "dist", "results"}
 
 IMPORT_ALL = """
@@ -65,31 +64,6 @@ def test_every_module_imports_alone_and_does_nothing(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == {}
     assert run.stderr == ""
-
-
-def test_imports_have_no_circle() -> None:
-    """Each module of pdevis, walked along its top-level imports, never comes back to itself."""
-    edges: dict[str, set[str]] = {}
-    for path in python_files(ROOT / "pdevis"):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        body = ast.parse(path.read_text()).body
-        edges[name] = {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module} | {
-            alias.name for node in body if isinstance(node, ast.Import) for alias in node.names
-        }
-
-    def walk(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, " -> ".join((*trail, name))
-        for other in edges.get(name, ()):
-            walk(other, (*trail, name))
-
-    for name in edges:
-        walk(name, ())
-
-
-@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_file_is_short(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= MOST_LINES, f"{lines} lines, at most {MOST_LINES}"
 
 
 def section(text: str, name: str) -> str:

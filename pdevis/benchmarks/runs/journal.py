@@ -38,7 +38,7 @@ class JournalContent:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What earlier runs left: finished units, or (`complete`) the meta data of a run that has nothing left to do."""
+    """State that earlier runs left: finished units, or (`complete`) the meta data of a run that has nothing left to do."""
 
     header: Meta | None = None
     runs: list[dict[str, Any]] = field(default_factory=list)
@@ -186,7 +186,7 @@ class Output:
     overwrite: bool = False
 
     def read_earlier(self, header: Meta) -> Earlier:
-        """What an earlier run left that this run continues; empty if it starts from the beginning.
+        """Return the state of an earlier run that this run continues; empty if it starts from the beginning.
 
         Raises:
             ValueError: a file already exists and neither flag says what to do with it, or it was made with other

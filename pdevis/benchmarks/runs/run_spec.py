@@ -129,7 +129,7 @@ def _add_file_flags(group: Any, names: dict[str, str], root: Path) -> None:
 
 @dataclass(frozen=True)
 class PairLoader:
-    """How this process loads its pair.
+    """Loader of this process's pair.
 
     Args:
         function: `load_pair` of the file that --code_path names.
