@@ -38,7 +38,7 @@ class JournalContent:
 
 @dataclass(frozen=True)
 class Earlier:
-    """State that earlier runs left: finished units, or (`complete`) the meta data of a run that has nothing left to do."""
+    """State that earlier runs left: finished units, or (`complete`) the meta data of a run without work left."""
 
     header: Meta | None = None
     runs: list[dict[str, Any]] = field(default_factory=list)
