@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT
-from helpers.profiles import SKIP, make_profile, save
+from helpers.recordings import SKIP, make_profile, save
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, decode_config, pair_arguments
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.profile import read_profile

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.profiles import COSTS, SKIP, make_profile, save
+from helpers.recordings import COSTS, SKIP, make_profile, save
 from pdevis import DecodeConfig, DraftConfig, load_pair
 from pdevis.chat import render
 from pdevis.decoding.gamma import MAX_GAMMA

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from helpers.traces import LAYERS, PAIR, SIZES, a_round, exact_pass, write_trace
+from helpers.recordings import LAYERS, PAIR, SIZES, a_round, exact_pass, write_trace
 from pdevis.config import DraftConfig
 from pdevis.drafting.schedule import plan_schedule
 from pdevis.simulate.trace_reader import read_trace

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from helpers import ROOT
-from helpers.fake_pair import FakePair
+from helpers.chat import FakePair
 from pdevis.chat.app import add_chat_flags, run_chat
 from pdevis.chat.terminal import history_path
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from helpers.chat_screen import Screen
-from helpers.fake_pair import FakePair
+from helpers.chat import FakePair, Screen
 from pdevis.chat.app import manage, talk
 from pdevis.chat.render import print_token
 from pdevis.generation import TokenEvent

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.chat_screen import Screen
-from helpers.fake_pair import FakePair
+from helpers.chat import FakePair, Screen
 from pdevis.chat.app import handle
 from pdevis.chat.commands import COMMANDS
 from pdevis.chat.sweep import MAX_TOKENS, run_sweep

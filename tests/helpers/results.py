@@ -1,14 +1,16 @@
-"""Invented result entries with known counts, in the form of the evaluate scripts, for the tests of the summaries."""
+"""Result entries with known counts, as the evaluate scripts and the speed comparison write them."""
 
 from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.runs.result_files import method_keys
 from pdevis.benchmarks.tasks.task import Task
+from pdevis.generation import DecodeStats
 
 SPEED = {"target": 10.0, "drafter": 40.0, "speculative": 16.0}
 
@@ -111,3 +113,33 @@ def save_journal(path: Path, results: list[dict[str, Any]], benchmark: str = "mm
     lines += [json.dumps({"index": i, "entry": entry}) for i, entry in enumerate(results)]
     path.write_text("\n".join(lines) + '\n{"index": 99, "ent')
     return path
+
+
+def stats(accepts: list[int], drafts: list[int], draft: float, verify: float, total: float) -> dict:
+    """Return statistics of a generation whose rounds drafted `drafts` tokens and added `accepts`, bonus included."""
+    return asdict(
+        DecodeStats(
+            new_tokens=sum(accepts),
+            rounds=len(accepts),
+            drafted=sum(drafts),
+            draft_steps=sum(drafts),
+            accepted=sum(accepts) - len(accepts),
+            accept_lengths=accepts,
+            draft_lengths=drafts,
+            draft_seconds=draft,
+            verify_seconds=verify,
+            prefill_seconds=0.5,
+            total_seconds=total,
+        )
+    )
+
+
+def measured(ids: list[int], seconds: float, stats: dict | None = None, kind: str = "peer", **more) -> dict:
+    """Return the measurement of one decoder on one prompt; `more` are further fields of `Decoder.describe`."""
+    decoder = {"kind": kind, "gamma": None, "compared": True, "note": None}
+    return decoder | more | {"seconds": seconds, "ids": ids, "stats": stats}
+
+
+def entry(**decoders) -> dict:
+    """Return the entry of a finished prompt, with what `measured` returns for each decoder."""
+    return {"kind": "prompt", "category": None, "left_out": {}, "contestants": decoders}

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.workers import GREEDY, PROMPT, VOCAB, counts, decode, device_slots, local_drafter, remote_drafter, spec_of
+from helpers.processes import (
+    GREEDY,
+    PROMPT,
+    VOCAB,
+    counts,
+    decode,
+    device_slots,
+    local_drafter,
+    remote_drafter,
+    spec_of,
+)
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import AutoGamma, RoundCosts
 from pdevis.drafting.rule import resolve_rule

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.workers import GREEDY, PROMPT, VOCAB, decode, device_slots, remote_drafter, spec_of
+from helpers.processes import GREEDY, PROMPT, VOCAB, decode, device_slots, remote_drafter, spec_of
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, RoundCosts

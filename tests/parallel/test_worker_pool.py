@@ -14,7 +14,17 @@ from functools import partial
 import psutil
 import pytest
 
-from helpers.workers import GREEDY, PROMPT, VOCAB, decode, device_slots, eventually, is_running, remote_drafter, spec_of
+from helpers.processes import (
+    GREEDY,
+    PROMPT,
+    VOCAB,
+    decode,
+    device_slots,
+    eventually,
+    is_running,
+    remote_drafter,
+    spec_of,
+)
 from pdevis.config import DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier

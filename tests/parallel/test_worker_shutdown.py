@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from helpers import ROOT
+from helpers.processes import PROMPT, VOCAB, device_slots, eventually, is_running, open_file_count, spec_of
 from helpers.tiny_models import make_tokenizer
-from helpers.workers import PROMPT, VOCAB, device_slots, eventually, is_running, open_file_count, spec_of
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.devices import available_cores
 from pdevis.loading.model_builder import build_model
@@ -31,7 +31,7 @@ import sys, time
 from pathlib import Path
 from pdevis.parallel.worker_pool import WorkerPool
 from pdevis.config import DecodeConfig
-from helpers.workers import PROMPT, VOCAB, device_slots, spec_of
+from helpers.processes import PROMPT, VOCAB, device_slots, spec_of
 
 def print_pids(workers, *_, **__):
     print(*(process.pid for process in workers.processes), flush=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from helpers.workers import VOCAB, device_slots, eventually, is_running, open_file_count, remote_drafter, spec_of
+from helpers.processes import VOCAB, device_slots, eventually, is_running, open_file_count, remote_drafter, spec_of
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.speculative import speculative

@@ -1,4 +1,4 @@
-"""The cost model, on traces whose times can be computed by hand (see helpers.traces)."""
+"""The cost model, on traces whose times can be computed by hand (see helpers.recordings)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.traces import LAYERS, SIZES, a_round, exact_pass, write_trace
+from helpers.recordings import LAYERS, SIZES, a_round, exact_pass, write_trace
 from pdevis.config import DraftConfig
 from pdevis.drafting.schedule import Group, Schedule, exact_schedule
 from pdevis.simulate.costs import DeviceSet, StepCosts

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT
-from helpers.profiles import make_profile, save
-from helpers.traces import SIZES, a_round, exact_trace, parallel_trace, write_trace
+from helpers.recordings import SIZES, a_round, exact_trace, make_profile, parallel_trace, save, write_trace
 from pdevis.config import DraftConfig
 from pdevis.simulate.__main__ import build_parser, main
 from pdevis.trace import Sizes, TraceWriter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers.traces import exact_trace
+from helpers.recordings import exact_trace
 from pdevis.simulate.__main__ import build_parser, simulate_flags
 from pdevis.simulate.simulation_output import plot_simulation
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.profiles import COSTS, make_profile
-from helpers.traces import a_round, exact_trace, parallel_trace, write_trace
+from helpers.recordings import COSTS, a_round, exact_trace, make_profile, parallel_trace, write_trace
 from pdevis.config import DraftConfig
 from pdevis.simulate.trace_selection import differences, find_timing, read_traces, select_trace
 

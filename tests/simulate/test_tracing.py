@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.workers import GREEDY, PROMPT
+from helpers.processes import GREEDY, PROMPT
 from pdevis.config import DraftConfig
 from pdevis.drafting.schedule import plan_schedule
 from pdevis.pair import load_pair

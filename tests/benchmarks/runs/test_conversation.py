@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from helpers.fake_pair import FakePair
+from helpers.chat import FakePair
 from pdevis.benchmarks.runs.conversation import GenerationSettings, derive_seed, warm_up
 from pdevis.benchmarks.runs.evaluate import ItemRunner, RunningTotals
 from pdevis.benchmarks.runs.result_files import METHODS, make_block, make_conversation_block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.speed_results import entry, measured, stats
+from helpers.results import entry, measured, stats
 from pdevis.benchmarks.speed.decoders import PLAIN
 from pdevis.benchmarks.speed.speed_report import make_rows
 from pdevis.benchmarks.speed.speed_spec import parse_device_lists

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.speed_results import entry, measured, stats
+from helpers.results import entry, measured, stats
 from pdevis.benchmarks.peak_memory import summarize_memory
 from pdevis.benchmarks.speed.decoders import PLAIN
 from pdevis.benchmarks.speed.draft_step import summarize_steps

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.torchrun_runs import PYTHONPATH
+from helpers.processes import PYTHONPATH
 from pdevis.parallel.torchrun.process_group import RankChannel, RankError, start_ranks, under_torchrun
 from pdevis.util.errors import ModelLoadError
 

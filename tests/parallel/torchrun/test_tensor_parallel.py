@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from helpers.decoding import GREEDY, PROMPT, plain
-from helpers.torchrun_runs import PYTHONPATH
+from helpers.processes import PYTHONPATH
 from pdevis.config import DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier

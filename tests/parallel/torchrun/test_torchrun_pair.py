@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.torchrun_runs import APP, Row, one_object, torchrun
+from helpers.processes import APP, Row, one_object, torchrun
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.devices import MultiDevice
 from pdevis.loading import model_builder, pair_builder

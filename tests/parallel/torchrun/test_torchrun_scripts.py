@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from helpers.evaluation import timeless
-from helpers.torchrun_runs import APP, TIMEOUT_SECONDS, one_object, torchrun
+from helpers.processes import APP, TIMEOUT_SECONDS, one_object, torchrun
 from pdevis.config import DecodeConfig
 from pdevis.pair import load_pair
 

@@ -1,13 +1,18 @@
-"""A scripted pair with the interface of `SpeculativePair`: no model, one token per character, known timings."""
+"""A scripted pair with the interface of `SpeculativePair`, and a chat session whose output tests can read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
+from pdevis.chat.app import handle
+from pdevis.chat.commands import Chat
+from pdevis.chat.session import ChatSession
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats, Generation, TokenEvent
 from pdevis.text import PromptTooLongError
+from pdevis.util.console import make_console
 
 SPEED = {"target": 10.0, "speculative": 20.0, "drafter": 40.0}  # tokens per decode second
 
@@ -125,3 +130,21 @@ class FakePair:
     def recover(self) -> None:
         self.recovered += 1
         self.stop_at = None
+
+
+class Screen:
+    """A chat with a scripted pair, and what it prints."""
+
+    def __init__(self, pair: FakePair | None = None, chat: bool = True, **decode: object) -> None:
+        self.pair = pair or FakePair()
+        self.file = StringIO()
+        self.session = ChatSession(self.pair, DecodeConfig(**decode), chat)
+        self.chat = Chat(self.session, make_console(self.file))
+
+    def enter(self, *lines: str) -> str:
+        """Enter lines and return what they print. The chat must continue after each of them."""
+        self.file.seek(0)
+        self.file.truncate()
+        for line in lines:
+            assert handle(self.chat, line)
+        return self.file.getvalue()

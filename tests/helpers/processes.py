@@ -1,14 +1,19 @@
-"""Helpers of the tests of drafters in worker processes: load specs, device slots, decoding with a remote drafter."""
+"""Drafters in worker processes and under torchrun: specifications, devices, and a target with a remote drafter."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from helpers import ROOT
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
@@ -84,3 +89,31 @@ def is_running(pid: int) -> bool:
 
 def open_file_count() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+APP = str(ROOT / "appInference.py")
+TIMEOUT_SECONDS = 120  # a start takes about 10
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+Row = dict[str, Any]
+
+
+def torchrun(*command: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script on two ranks; `stdin` is the text that they read from there."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": PYTHONPATH,
+        "CUDA_VISIBLE_DEVICES": "",
+        **environment,
+    }
+    settings = {"env": environment, "input": stdin, "capture_output": True, "text": True, "timeout": TIMEOUT_SECONDS}
+    return subprocess.run([*launch, *command], **settings)
+
+
+def one_object(done: subprocess.CompletedProcess[str]) -> Row:
+    """The JSON object that rank 0 has printed; the other ranks must not print anything."""
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "rror" in line)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)

@@ -1,15 +1,15 @@
-"""Tiny traces whose times can be computed by hand.
-
-The drafter has 4 layers with weights 1 (attention) and 2 (MLP) each, and a head of 4: an exact step of 16 ms is an
-attention of 1 ms, an MLP of 2 ms, and a head of 4 ms.
-"""
+"""Profiles, and tiny traces whose times can be worked out by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pdevis.config import DraftConfig
+from pdevis.decoding.gamma import RoundCosts
+from pdevis.profile import Profile, encode_profile, this_machine
 from pdevis.trace import ExactPass, Sizes, TraceWriter, band
 
 LAYERS = 4
@@ -75,3 +75,34 @@ def parallel_trace(folder: Path) -> Path:
     """Write the same rounds in mode parallel with 1 + 0 tokens accepted: 3 tokens."""
     rounds = [a_round(2, accepted, [exact_pass(0, 1, 0.95)], draft_seconds=9.0) for accepted in (1, 0)]
     return write_trace(folder / "parallel.jsonl", rounds, mode="parallel", keep_first=1)
+
+
+COSTS = RoundCosts(0.01, {1: 1.0, 5: 1.1}, [0.9, 0.8])
+SKIP = DraftConfig(mode="skip", threshold=0.95, keep_first=1)
+
+
+def make_profile(target: str = "big", drafter: str = "small", **changes: Any) -> Profile:
+    models = {
+        "target_model": target,
+        "drafter_model": drafter,
+        "device": "cpu",
+        "target_device": None,
+        "draft_device": None,
+        "target_precision": "auto",
+        "draft_precision": "float64",
+    }
+    pair = {
+        "target": target,
+        "drafter": drafter,
+        "target_device": "cpu",
+        "draft_device": "cpu",
+        "target_precision": "float64",
+        "draft_precision": "float64",
+    }
+    profile = Profile("tuned.json", models, SKIP, 7, 1, COSTS, pair, this_machine())
+    return replace(profile, **changes)
+
+
+def save(profile: Profile, path: Path) -> Path:
+    path.write_bytes(encode_profile(profile, "2030-01-31T12:00:00+00:00", {"candidates": []}))
+    return path
