@@ -1,1 +1,1 @@
-"""From a model name to weights on a device: catalog, hub, checkpoints, weight readers, device maps."""
+"""From model names to models that are ready to decode: catalog, hub, files, weights, devices."""

@@ -81,7 +81,7 @@ def check_lanes(draft_device: str | None, slots: Sequence[DeviceSlot], config: A
         raise ValueError(f"draft_device = {draft_device!r}: must be one device for {reason}")
 
 
-# ---- whole layers on several devices ----
+# ---- whole layers on several GPUs ----
 
 
 def read_multi_device_model(source: Source, dtype: torch.dtype, devices: MultiDevice) -> Any:
@@ -149,7 +149,7 @@ def _bytes_for_weights(gpu: torch.device) -> int:
     return int(WEIGHTS_FRACTION * (free + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)))
 
 
-# ---- a shard of each layer on several ranks ----
+# ---- shards of each layer on several ranks ----
 
 
 def read_sharded_model(source: Source, dtype: torch.dtype) -> Any:

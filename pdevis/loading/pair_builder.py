@@ -41,7 +41,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PairSpec:
-    """A target and a drafter to load; the fields are those arguments of `load_pair`.
+    """A target and a drafter to load. The fields have the meaning of `load_pair`'s arguments.
 
     Raises:
         ValueError: if a value is wrong on its own, whatever the machine and the models are.
@@ -76,7 +76,7 @@ class Placement:
         target_cores: CPU cores that this process is pinned to; None: not pinned.
         draft_slots: the drafter's devices, each with its own process if there are several.
         draft_on_ranks: the drafter runs on the ranks of torchrun.
-        draft_is_remote: this process does not load the drafter, or the start of the drafter loads it.
+        draft_is_remote: other processes load the drafter, or all ranks of torchrun do: `build_pair` does not.
         is_follower: this process is a rank of torchrun other than the first: it prints nothing.
         target_precision, draft_precision: resolved, for these devices.
     """
@@ -184,7 +184,7 @@ def _find_models(spec: PairSpec, placement: Placement, on_progress: Progress) ->
 
 
 def _fit_precision(flag: str, asked: str, resolved: str, hf_only_reason: str | None) -> str:
-    """Return a weight format that the model supports. Raises ValueError if it supports only others than the one asked.
+    """Return a weight format that the model supports; raise ValueError if the user asked for another one.
 
     Args:
         flag: name of the setting.
@@ -200,7 +200,7 @@ def _fit_precision(flag: str, asked: str, resolved: str, hf_only_reason: str | N
 
 
 def _fit_head_rows(draft_vocab: int | None, config: Any) -> int | None:
-    """Return the number of ids of the drafter's output head. Raises ValueError if it cannot be smaller than its own."""
+    """Return the number of ids of the drafter's output head; raise ValueError if the head cannot be reduced."""
     if draft_vocab is None:
         return None
     if reason := unsupported_reason(config):
@@ -252,7 +252,7 @@ def build_pair(spec: PairSpec, on_progress: Progress) -> BuiltPair:
         on_progress: called with a line of text at each stage.
 
     Raises:
-        ValueError: as `load_pair`.
+        ValueError: for the reasons of `load_pair`.
     """
     placement = place_pair(spec)
     if placement.is_follower:

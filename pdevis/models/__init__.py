@@ -1,1 +1,1 @@
-"""Names to models: the catalog, the embedded model, loading, and the two kinds of decoder that run them."""
+"""Models that decode one sequence: `CausalLM`, its two implementations, and the layers of a `DecoderStack`."""

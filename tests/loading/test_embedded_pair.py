@@ -51,41 +51,41 @@ def pair(embedded_folder):
 
 
 @pytest.fixture(scope="module")
-def truths(pair, embedded_folder) -> list[list[int]]:
+def expected_ids(pair, embedded_folder) -> list[list[int]]:
     model = AutoModelForCausalLM.from_pretrained(embedded_folder, dtype=torch.float32)
-    made = []
+    expected = []
     for prompt in PROMPTS:
         ids = torch.tensor([pair.encode(prompt)])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
-        made.append(out[0, ids.shape[1] :].tolist())
-    return made
+        expected.append(out[0, ids.shape[1] :].tolist())
+    return expected
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}")
-def test_greedy_ids_are_those_of_transformers_generate(pair, truths, rule):
+def test_greedy_ids_are_those_of_transformers_generate(pair, expected_ids, rule):
     """All 20 prompts with the default rule, five with each other rule; every rule has another γ."""
     some = slice(None) if rule.mode == "exact" else slice(RULES.index(rule), None, 4)
     pair.configure(rule)
     accepted = 0
-    for prompt, truth in zip(PROMPTS[some], truths[some], strict=True):
-        made = pair.generate(prompt, DecodeConfig(max_new_tokens=NEW, gamma=2 + RULES.index(rule)))
-        assert made.ids == truth, prompt
-        accepted += made.stats.accepted
+    for prompt, expected in zip(PROMPTS[some], expected_ids[some], strict=True):
+        generation = pair.generate(prompt, DecodeConfig(max_new_tokens=NEW, gamma=2 + RULES.index(rule)))
+        assert generation.ids == expected, prompt
+        accepted += generation.stats.accepted
     assert accepted > 0
 
 
-def test_plain_decoding_of_the_target(pair, truths):
-    for prompt, truth in zip(PROMPTS[:5], truths[:5], strict=True):
-        assert pair.generate(prompt, DecodeConfig(max_new_tokens=NEW), "target").ids == truth
+def test_plain_decoding_of_the_target(pair, expected_ids):
+    for prompt, expected in zip(PROMPTS[:5], expected_ids[:5], strict=True):
+        assert pair.generate(prompt, DecodeConfig(max_new_tokens=NEW), "target").ids == expected
 
 
 def test_the_int8_drafter_mostly_agrees_with_the_target(pair):
     pair.configure(DraftConfig(mode="exact"))
-    made = [pair.generate(prompt, DecodeConfig(max_new_tokens=NEW)).stats for prompt in PROMPTS[:6]]
-    assert sum(stats.accepted for stats in made) / sum(stats.drafted for stats in made) > 0.6
+    all_stats = [pair.generate(prompt, DecodeConfig(max_new_tokens=NEW)).stats for prompt in PROMPTS[:6]]
+    assert sum(stats.accepted for stats in all_stats) / sum(stats.drafted for stats in all_stats) > 0.6
 
 
-def test_one_prompt_as_json(truths):
+def test_one_prompt_as_json(expected_ids):
     """`python appInference.py --prompt … --json` in a separate process: one object, transformers' ids."""
     command = [
         sys.executable,
@@ -101,8 +101,8 @@ def test_one_prompt_as_json(truths):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     assert set(answer) == {"text", "ids", "stats", "config"}
-    assert answer["ids"] == truths[0]
-    assert answer["stats"]["new_tokens"] == len(truths[0])
+    assert answer["ids"] == expected_ids[0]
+    assert answer["stats"]["new_tokens"] == len(expected_ids[0])
     assert answer["config"]["target"] == "smollm2-135m"
     assert "\x1b" not in done.stdout + done.stderr
 

@@ -22,8 +22,8 @@ ALL = ("llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next")
 IDS = torch.randint(0, 256, (24,), generator=torch.Generator().manual_seed(0))
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def gpus(*indices: int) -> tuple[torch.device, ...]:
@@ -91,9 +91,9 @@ def test_auto_on_the_cpu_alone_reads_the_plain_model(tiny_folder: Callable[..., 
     source = find_source(str(tiny_folder(arch)))
     model = read_multi_device_model(source, torch.float32, MultiDevice((), auto=True))
     assert not model.training
-    found = HFCausalLM(model, "float32").forward(IDS)
-    wanted = HFCausalLM(read_model(source, torch.float32, CPU), "float32").forward(IDS)
-    assert relative(found, wanted) <= 1e-5
+    actual = HFCausalLM(model, "float32").forward(IDS)
+    expected = HFCausalLM(read_model(source, torch.float32, CPU), "float32").forward(IDS)
+    assert relative_error(actual, expected) <= 1e-5
 
 
 def test_the_device_map_reaches_transformers(tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_missing_weights_are_an_error(tiny_model: Callable[..., Any], tmp_path: 
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_a_model_with_hooks_decodes_and_rewinds(tiny_model: Callable[..., Any], arch: str, offloaded: bool) -> None:
     """accelerate's hooks move hidden states and offloaded weights between devices, which are all the CPU here."""
-    wanted = tiny_model(arch)(IDS[None]).logits[0].detach()
+    expected = tiny_model(arch)(IDS[None]).logits[0].detach()
     model = tiny_model(arch)
     if offloaded:
         embedding = model.get_input_embeddings()
@@ -144,4 +144,4 @@ def test_a_model_with_hooks_decodes_and_rewinds(tiny_model: Callable[..., Any], 
     lm.forward(IDS[14:19])
     lm.rewind(11)
     lm.rewind(10)
-    assert relative(lm.forward(IDS[10:]), wanted[10:]) <= 1e-4
+    assert relative_error(lm.forward(IDS[10:]), expected[10:]) <= 1e-4

@@ -1,4 +1,4 @@
-"""Compiled forwards against the stack's own, in every width, and decoding with them."""
+"""Compiled forwards against those of the stack, in every width, and decoding with them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORMATS = ["float32", pytest.param("int8", marks=pytest.mark.skipif(not has_int8
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler(monkeypatch):
+def _reset_compiler(monkeypatch):
     monkeypatch.setattr(compiled, "WIDTHS", (2, 6))
     monkeypatch.setattr(compiled.StaticShapeForward, "max_tokens", 6)
     torch._dynamo.reset()
@@ -57,7 +57,7 @@ def test_every_width_computes_what_the_stack_computes(tiny_model, arch, precisio
         torch.testing.assert_close(fast.forward(ids), plain_stack.forward(ids), rtol=2e-4, atol=2e-4)
 
 
-def test_a_cache_that_grows(tiny_model):
+def test_a_growing_cache(tiny_model):
     weights = read_weights(
         tiny_model("llama", layers=1, dtype=torch.float32, max_position_embeddings=2048), "float32", CPU
     )
@@ -72,18 +72,18 @@ def test_a_cache_that_grows(tiny_model):
 
 
 @pytest.mark.parametrize("mode", ["exact", "skip"])
-def test_greedy_text_is_the_targets_own(tiny_model, mode):
+def test_greedy_ids_equal_the_targets(tiny_model, mode):
     weights = [read_weights(tiny_model("qwen3", seed=seed, layers=2), "float64", CPU) for seed in (0, 1)]
-    wanted = plain(DecoderStack(weights[0]))
-    target, drafter = (DecoderStack(each) for each in weights)
+    expected = plain(DecoderStack(weights[0]))
+    target, drafter = (DecoderStack(part) for part in weights)
     for stack in (target, drafter):
         compile_stack(stack)
     drafting = Drafter(drafter, DraftConfig(mode=mode, threshold=0.5), 264)
     events = speculative(Verifier(target), drafting, prompt=PROMPT, config=GREEDY, stats=DecodeStats())
-    assert [event.id for event in events] == wanted
+    assert [event.id for event in events] == expected
 
 
-def test_the_flag_reaches_both_models_and_needs_a_known_family(tiny_folder):
+def test_compile_applies_to_both_models_and_needs_a_supported_family(tiny_folder):
     pair = load_pair(str(tiny_folder("llama")), device="cpu", compile=True)
     assert pair.target.compiled_forward
     assert pair.drafter.compiled_forward
@@ -94,6 +94,6 @@ def test_the_flag_reaches_both_models_and_needs_a_known_family(tiny_folder):
         load_pair(str(tiny_folder("qwen3_moe")), device="cpu", compile=True)
 
 
-def test_all_widths_serve_a_draft_and_a_verification():
+def test_widths_are_increasing_from_one():
     assert WIDTHS[0] == 1
     assert list(WIDTHS) == sorted(set(WIDTHS))

@@ -1,4 +1,4 @@
-"""Weight formats against F.linear, and what verification rests on: a row's bits do not depend on other rows."""
+"""Weight formats against F.linear; a row's bits must not depend on other rows, as verification requires."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ def make(inside: int, outside: int, rows: int = 9) -> tuple[torch.Tensor, torch.
     return weight, torch.randn(outside, generator=g), torch.randn(rows, inside, generator=g)
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,15 +38,15 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 )
 def test_format_computes_the_product(name, error, rows, formats, shape, biased):
     weight, bias, x = make(*shape, rows)
-    wanted = F.linear(x, weight, bias if biased else None)
-    assert relative(formats[name](weight, bias if biased else None)(x), wanted) <= error
+    expected = F.linear(x, weight, bias if biased else None)
+    assert relative_error(formats[name](weight, bias if biased else None)(x), expected) <= error
 
 
 @needs["int8"]
 @pytest.mark.parametrize("shape", SHAPES)
-def test_int8_rows_at_once_and_one_by_one_have_the_same_bits(shape):
+def test_int8_rows_have_the_same_bits_at_once_and_one_by_one(shape):
     weight, bias, x = make(*shape)
-    x[3] *= 1000  # a neighbour with large values must not matter
+    x[3] *= 1000  # large values in another row must not matter
     linear = FORMATS["int8"](weight, bias)
     alone = torch.cat([linear(x[i : i + 1]) for i in range(len(x))])
     for rows in (1, 2, 5, 9):
@@ -67,7 +67,7 @@ def test_packed_rows_agree_to_rounding(shape):
     weight, bias, x = make(*shape)
     linear = FORMATS["packed"](weight, bias)
     for rows in range(1, 9):
-        assert relative(linear(x[:rows]), linear(x)[:rows]) <= 1e-6
+        assert relative_error(linear(x[:rows]), linear(x)[:rows]) <= 1e-6
         if torch.backends.cpu.get_cpu_capability() == "AVX512":
             assert torch.equal(linear(x[:rows]), linear(x)[:rows])
 
@@ -76,7 +76,7 @@ def test_bfloat16_computes_in_bfloat16():
     weight, _, x = make(64, 48)
     y = FORMATS["bfloat16"](weight.bfloat16(), None)(x.bfloat16())
     assert y.dtype == torch.bfloat16
-    assert relative(y.float(), F.linear(x, weight)) <= 0.02
+    assert relative_error(y.float(), F.linear(x, weight)) <= 0.02
 
 
 def test_auto_on_cpu():
@@ -100,7 +100,7 @@ def test_auto_on_cuda():
         ("packed", "cuda:0", "target", ["target_precision", "'packed'", "CPU"]),
     ],
 )
-def test_wrong_precision_names_the_flag_and_what_is_allowed(precision, device, role, words):
+def test_wrong_precision_names_the_flag_and_the_allowed_values(precision, device, role, words):
     with pytest.raises(ValueError) as caught:
         resolve_precision(precision, torch.device(device), role)
     assert all(word in str(caught.value) for word in words)

@@ -1,4 +1,4 @@
-"""Both kinds of model against transformers' own forward, and rewinding against a fresh forward."""
+"""`DecoderStack` and `HFCausalLM` against transformers' forward, and rewinding against a fresh forward."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ ALL = (*DENSE, "qwen3_moe", "qwen3_next")
 EXACT = 1e-4  # the libraries compute norms and recurrent states in float32 even for float64 models
 
 
-def ids_of(count: int, seed: int = 0) -> torch.Tensor:
+def random_ids(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed))
 
 
@@ -22,12 +22,12 @@ def reference(model, ids: torch.Tensor) -> torch.Tensor:
         return model(ids[None]).logits[0]
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
-def stirred(model):
-    """Norm weights and biases that are not the trivial ones of a fresh model."""
+def with_random_norms(model):
+    """Randomise norm weights and biases, which are all ones and zeros in a new model."""
     g = torch.Generator().manual_seed(7)
     for name, weight in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
@@ -42,46 +42,46 @@ def wrap(model, arch: str):
 @pytest.mark.parametrize("arch", DENSE)
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("packed", 1e-5)])
 def test_stack_equals_transformers(tiny_model, arch, precision, error):
-    model = stirred(tiny_model(arch, dtype=torch.float32))
+    model = with_random_norms(tiny_model(arch, dtype=torch.float32))
     stack = DecoderStack(read_weights(model, precision, CPU))
-    ids = ids_of(90)
-    wanted = reference(model, ids)
-    assert relative(stack.forward(ids), wanted) <= error
+    ids = random_ids(90)
+    expected = reference(model, ids)
+    assert relative_error(stack.forward(ids), expected) <= error
     stack.rewind(0)
     stack.prefill(ids[:70])
     pieces = [stack.forward(ids[70:71]), stack.forward(ids[71:76]), stack.forward(ids[76:])]
-    assert relative(torch.cat(pieces), wanted[70:]) <= error
+    assert relative_error(torch.cat(pieces), expected[70:]) <= error
 
 
 @pytest.mark.parametrize("rope", [{"rope_type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0}])
 def test_stack_equals_transformers_under_other_rope_scalings(tiny_model, rope):
     rope = rope | {"rope_theta": 10000.0, "original_max_position_embeddings": 128}
     model = tiny_model("llama", dtype=torch.float32, rope_parameters=rope)
-    ids = ids_of(200)
-    assert relative(DecoderStack(read_weights(model, "float32", CPU)).forward(ids), reference(model, ids)) <= 1e-5
+    ids = random_ids(200)
+    assert relative_error(DecoderStack(read_weights(model, "float32", CPU)).forward(ids), reference(model, ids)) <= 1e-5
 
 
-def test_stack_in_bfloat16_follows_transformers(tiny_model):
+def test_stack_in_bfloat16_is_close_to_transformers(tiny_model):
     model = tiny_model("qwen3", dtype=torch.bfloat16, initializer_range=0.05)
-    ids = ids_of(40)
-    found = DecoderStack(read_weights(model, "bfloat16", CPU)).forward(ids)
-    assert found.dtype == torch.bfloat16
-    assert relative(found.float(), reference(model, ids).float()) <= 0.05
+    ids = random_ids(40)
+    actual = DecoderStack(read_weights(model, "bfloat16", CPU)).forward(ids)
+    assert actual.dtype == torch.bfloat16
+    assert relative_error(actual.float(), reference(model, ids).float()) <= 0.05
 
 
 def test_prompt_longer_than_a_chunk_and_the_first_capacity(tiny_model):
     model = tiny_model("qwen2", dtype=torch.float32, max_position_embeddings=2048)
     stack = DecoderStack(read_weights(model, "float32", CPU))
-    ids = ids_of(1300)
+    ids = random_ids(1300)
     stack.prefill(ids[:1200])
-    assert relative(stack.forward(ids[1200:]), reference(model, ids)[1200:]) <= 1e-5
+    assert relative_error(stack.forward(ids[1200:]), reference(model, ids)[1200:]) <= 1e-5
     assert stack.length == 1300
 
 
 @pytest.mark.parametrize("arch", ALL)
 def test_rewind_then_forward_equals_a_fresh_forward(tiny_model, arch):
     model = tiny_model(arch)
-    ids, other = ids_of(40), ids_of(40, seed=1)
+    ids, other = random_ids(40), random_ids(40, seed=1)
     lm = wrap(model, arch)
     lm.prefill(ids[:20])
     for kept in (25, 21, 24, 20):  # verify five tokens, keep some, go on with others
@@ -89,40 +89,40 @@ def test_rewind_then_forward_equals_a_fresh_forward(tiny_model, arch):
         lm.rewind(kept)
         text = torch.cat([ids[:20], other[: kept - 20]])
         assert lm.length == kept
-        found = lm.forward(ids[30:33])
-        assert relative(found, reference(model, torch.cat([text, ids[30:33]]))[-3:]) <= EXACT
+        actual = lm.forward(ids[30:33])
+        assert relative_error(actual, reference(model, torch.cat([text, ids[30:33]]))[-3:]) <= EXACT
         lm.rewind(20)
 
 
 @pytest.mark.parametrize("arch", ALL)
-def test_rewind_to_nothing_and_far_back(tiny_model, arch):
+def test_rewind_to_zero_and_far_back(tiny_model, arch):
     model = tiny_model(arch)
-    ids = ids_of(30)
+    ids = random_ids(30)
     lm = wrap(model, arch)
     for part in ids.split(7):
         lm.forward(part)
     lm.rewind(3)
-    assert relative(lm.forward(ids[3:9]), reference(model, ids[:9])[3:]) <= EXACT
+    assert relative_error(lm.forward(ids[3:9]), reference(model, ids[:9])[3:]) <= EXACT
     lm.rewind(0)
-    assert relative(lm.forward(ids[5:9]), reference(model, ids[5:9])) <= EXACT
+    assert relative_error(lm.forward(ids[5:9]), reference(model, ids[5:9])) <= EXACT
 
 
 @pytest.mark.parametrize("arch", ["qwen3_moe", "qwen3_next"])
 def test_two_rewinds_in_a_row(tiny_model, arch):
     model = tiny_model(arch)
-    ids = ids_of(30)
+    ids = random_ids(30)
     lm = wrap(model, arch)
     lm.forward(ids[:10])
     lm.forward(ids[10:16])
     lm.rewind(15)
     lm.rewind(12)
-    assert relative(lm.forward(ids[20:22]), reference(model, torch.cat([ids[:12], ids[20:22]]))[-2:]) <= EXACT
+    assert relative_error(lm.forward(ids[20:22]), reference(model, torch.cat([ids[:12], ids[20:22]]))[-2:]) <= EXACT
 
 
 @pytest.mark.parametrize("arch", ALL)
 def test_interrupted_forward_leaves_the_model_usable(tiny_model, arch, monkeypatch):
     model = tiny_model(arch)
-    ids = ids_of(20)
+    ids = random_ids(20)
     lm = wrap(model, arch)
     lm.forward(ids[:10])
     calls = iter(range(100))
@@ -147,12 +147,12 @@ def test_interrupted_forward_leaves_the_model_usable(tiny_model, arch, monkeypat
         lm.forward(ids[10:14])
     monkeypatch.undo()
     assert lm.length == 10
-    assert relative(lm.forward(ids[10:13]), reference(model, ids[:13])[10:]) <= EXACT
+    assert relative_error(lm.forward(ids[10:13]), reference(model, ids[:13])[10:]) <= EXACT
 
 
 def test_a_failure_while_the_cache_grows_changes_nothing(tiny_model, monkeypatch):
     model = tiny_model("llama", max_position_embeddings=2048)
-    ids = ids_of(600)
+    ids = random_ids(600)
     stack = DecoderStack(read_weights(model, "float64", CPU))
     stack.prefill(ids[:500])
     monkeypatch.setattr(torch, "zeros", lambda *args, **options: (_ for _ in ()).throw(torch.OutOfMemoryError()))
@@ -160,37 +160,40 @@ def test_a_failure_while_the_cache_grows_changes_nothing(tiny_model, monkeypatch
         stack.forward(ids[500:600])
     monkeypatch.undo()
     assert stack.length == 500
-    assert relative(stack.forward(ids[500:600]), reference(model, ids)[500:]) <= EXACT
+    assert relative_error(stack.forward(ids[500:600]), reference(model, ids)[500:]) <= EXACT
 
 
 def test_a_long_history_is_replayed_in_pieces(tiny_model):
     model = tiny_model("qwen3_next", max_position_embeddings=2048)
-    ids = ids_of(1300)
+    ids = random_ids(1300)
     lm = HFCausalLM(model, "float64")
     lm.prefill(ids)
     lm.rewind(1290)
     lm.rewind(1200)
     assert lm.length == 1200
-    assert relative(lm.forward(ids[1250:1253]), reference(model, torch.cat([ids[:1200], ids[1250:1253]]))[-3:]) <= EXACT
+    assert (
+        relative_error(lm.forward(ids[1250:1253]), reference(model, torch.cat([ids[:1200], ids[1250:1253]]))[-3:])
+        <= EXACT
+    )
 
 
-def test_two_stacks_share_weights_but_no_cache(tiny_model):
+def test_two_stacks_share_weights_but_not_the_cache(tiny_model):
     model = tiny_model("llama")
     weights = read_weights(model, "float64", CPU)
     one, two = DecoderStack(weights), DecoderStack(weights)
-    ids = ids_of(12)
+    ids = random_ids(12)
     one.forward(ids[:6])
     two.forward(ids[6:])
-    assert relative(one.forward(ids[6:8]), reference(model, ids[:8])[6:]) <= EXACT
+    assert relative_error(one.forward(ids[6:8]), reference(model, ids[:8])[6:]) <= EXACT
 
 
 def test_consume_frees_the_layers(tiny_model):
     model = tiny_model("llama")
-    ids = ids_of(8)
-    wanted = reference(model, ids)
+    ids = random_ids(8)
+    expected = reference(model, ids)
     stack = DecoderStack(read_weights(model, "float64", CPU, consume=True))
     assert all(weight.is_meta for weight in model.model.layers.parameters())
-    assert relative(stack.forward(ids), wanted) <= EXACT
+    assert relative_error(stack.forward(ids), expected) <= EXACT
 
 
 @pytest.mark.parametrize(
@@ -203,18 +206,18 @@ def test_consume_frees_the_layers(tiny_model):
         ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, "sliding"),
     ],
 )
-def test_unsupported_architectures_say_so(tiny_model, arch, changes, word):
+def test_unsupported_architectures_are_named(tiny_model, arch, changes, word):
     model = tiny_model(arch, **changes)
     assert word in unsupported_reason(model.config)
     with pytest.raises(ValueError, match=word):
         read_weights(model, "float64", CPU)
 
 
-def test_sliding_window_model_rewinds_behind_the_protocol(tiny_model):
+def test_sliding_window_model_rewinds(tiny_model):
     model = tiny_model("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=0)
-    ids = ids_of(60)
+    ids = random_ids(60)
     lm = HFCausalLM(model, "float64")
     lm.prefill(ids[:40])
     lm.forward(ids[40:46])
     lm.rewind(42)
-    assert relative(lm.forward(ids[50:53]), reference(model, torch.cat([ids[:42], ids[50:53]]))[-3:]) <= EXACT
+    assert relative_error(lm.forward(ids[50:53]), reference(model, torch.cat([ids[:42], ids[50:53]]))[-3:]) <= EXACT

@@ -1,4 +1,4 @@
-"""The rotation of the residual stream: orthogonal, invisible to the model's function, and worth its while."""
+"""The rotation of the residual stream: orthogonal, without effect on the model's function, and a gain in int8."""
 
 import pytest
 import torch
@@ -42,31 +42,31 @@ def test_the_model_computes_the_same_function(tiny_model, arch):
 
 
 @pytest.mark.skipif(not has_int8(), reason="torch without fbgemm")
-def test_int8_is_closer_with_it_where_a_coordinate_stands_out():
+def test_int8_is_more_accurate_under_rotation_if_a_coordinate_is_large():
     g = torch.Generator().manual_seed(2)
     x, weight = torch.randn(20, 576, generator=g), torch.randn(200, 576, generator=g)
-    x[:, 5] *= 100  # as in trained models: large, and of little weight
+    x[:, 5] *= 100  # as in trained models: large, with small weights
     weight[:, 5] /= 100
     rotation = Rotation(576)
 
     def error(x: torch.Tensor, weight: torch.Tensor) -> float:
-        wanted = x @ weight.t()
-        return ((Int8Linear(weight, None)(x) - wanted).norm() / wanted.norm()).item()
+        expected = x @ weight.t()
+        return ((Int8Linear(weight, None)(x) - expected).norm() / expected.norm()).item()
 
     assert error(rotation.rotate_rows(x), rotation.rotate_rows(weight)) < 0.5 * error(x, weight)
 
 
 @pytest.mark.parametrize(("size", "block"), [(8960, 64), (4864, 64), (96, 8), (7, 1)])
-def test_block_rotation_is_its_own_inverse_and_rows_do_not_meet(size, block):
-    turn, x = BlockHadamard(size), torch.randn(9, size)
-    assert turn.block == block
-    torch.testing.assert_close(turn(turn(x)), x)
-    torch.testing.assert_close(turn(x).norm(dim=-1), x.norm(dim=-1))
+def test_block_hadamard_is_its_own_inverse_and_rows_are_independent(size, block):
+    hadamard, x = BlockHadamard(size), torch.randn(9, size)
+    assert hadamard.block == block
+    torch.testing.assert_close(hadamard(hadamard(x)), x)
+    torch.testing.assert_close(hadamard(x).norm(dim=-1), x.norm(dim=-1))
     for rows in range(1, 9):
-        assert torch.equal(turn(x[:rows]), turn(x)[:rows])
+        assert torch.equal(hadamard(x[:rows]), hadamard(x)[:rows])
 
 
-def test_block_rotation_spreads_an_outlier():
+def test_block_hadamard_spreads_an_outlier():
     x = torch.zeros(1, 8960)
     x[0, 17] = 100.0
     assert BlockHadamard(8960)(x).abs().max() < 13
