@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from pdevis.config import AUTO
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 
 @dataclass(frozen=True)

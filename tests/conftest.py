@@ -13,7 +13,7 @@ import torch
 
 from helpers.tiny_models import ARCHITECTURES, make_model, make_tokenizer
 from pdevis.loading.embedded import prepare
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 
 @pytest.fixture(scope="session")

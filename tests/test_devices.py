@@ -20,7 +20,7 @@ from pdevis.devices import (
     use_all_cores,
     use_cores,
 )
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")
 

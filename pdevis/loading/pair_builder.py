@@ -27,8 +27,7 @@ from pdevis.models.linear import PRECISIONS, resolve_precision, storage_dtype
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.torchrun.process_group import RankChannel, Ranks, start_ranks, under_torchrun
 from pdevis.parallel.torchrun.tensor_parallel import TensorParallel
-from pdevis.util.errors import ModelLoadError
-from pdevis.util.validation import check_integer, check_one_of
+from pdevis.util.validation import ModelLoadError, check_integer, check_one_of
 
 SELF = "self"  # as a drafter: the target's own weights
 SUPPORTED = f"{', '.join(FAMILIES)} with full attention"

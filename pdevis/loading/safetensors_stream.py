@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pdevis.loading.catalog import Source
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 

@@ -39,7 +39,7 @@ from pdevis.parallel.worker_process import (
     WorkerSpec,
     run_worker,
 )
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 LOAD_TIMEOUT_SECONDS = 1800.0  # without a heartbeat while the weights load
 HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat if one is sent at every sublayer

@@ -1,9 +1,9 @@
-"""Checks of what a user can get wrong: each raises `ValueError` that names the value and what is allowed."""
+"""Checks of user input, each raising `ValueError` with the value and what is allowed, and one-line errors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 
 
@@ -38,3 +38,20 @@ def check_bool(name: str, value: object) -> None:
     """Raise ValueError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} = {value!r}: must be True or False")
+
+
+class ModelLoadError(ValueError):
+    """A model, tokenizer or device that is not available; the message is one line that says what to do."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and the errors that led to it, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without a final full stop; without a message, its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

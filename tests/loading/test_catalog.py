@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pdevis.loading.catalog import CATALOG, EMBEDDED, resolve
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 
 @pytest.mark.parametrize("key", CATALOG)

@@ -24,7 +24,7 @@ from pdevis.loading.checkpoint import (
 from pdevis.loading.safetensors_stream import stream_model
 from pdevis.loading.weight_reader import read_weights
 from pdevis.models.stack import DecoderStack
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")
 

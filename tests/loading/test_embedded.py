@@ -16,7 +16,7 @@ import torch
 from pdevis.devices import check_device
 from pdevis.loading import embedded
 from pdevis.loading.checkpoint import find_source, read_config, read_model, read_tokenizer, stop_ids
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 
 @pytest.fixture

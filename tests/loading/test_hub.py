@@ -15,7 +15,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from pdevis.loading import checkpoint, hub
 from pdevis.loading.catalog import Source
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 
 def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
@@ -76,7 +76,7 @@ def test_no_network(tmp_path: Path, offline: bool) -> None:
         timeout=120,
     )
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("pdevis.util.errors.ModelLoadError: Qwen/Qwen3-0.6B: the hub cannot be reached")
+    assert last.startswith("pdevis.util.validation.ModelLoadError: Qwen/Qwen3-0.6B: the hub cannot be reached")
     assert "hf download Qwen/Qwen3-0.6B" in last
     assert "Retry" not in run.stderr
     assert time.perf_counter() - began < 60

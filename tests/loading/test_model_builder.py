@@ -15,7 +15,7 @@ from pdevis.loading import model_builder
 from pdevis.loading.checkpoint import find_source, read_model
 from pdevis.loading.model_builder import assign_layers, fewest_devices, read_multi_device_model
 from pdevis.models.hf import HFCausalLM
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")
 ALL = ("llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next")

@@ -32,7 +32,7 @@ from pdevis.devices import DeviceSlot
 from pdevis.generation import DecodeStats
 from pdevis.loading.model_builder import build_model
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 LANES = DraftConfig("parallel", 0.3)
 ENDLESS = replace(GREEDY, gamma=6000, max_new_tokens=6000)  # a draft of many seconds

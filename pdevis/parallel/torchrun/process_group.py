@@ -34,7 +34,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pdevis.util.errors import ModelLoadError, first_line
+from pdevis.util.validation import ModelLoadError, first_line
 
 TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ACCELERATE_VARIABLE = "ACCELERATE_MIXED_PRECISION"  # set by accelerate launch, which sets torchrun's variables as well

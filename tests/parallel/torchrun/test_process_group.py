@@ -19,7 +19,7 @@ import torch
 
 from helpers.processes import PYTHONPATH
 from pdevis.parallel.torchrun.process_group import RankChannel, RankError, start_ranks, under_torchrun
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 TEST_SECONDS = 60  # timeout of a test's processes; they take about 5
 TIMEOUT_SECONDS = 4.0

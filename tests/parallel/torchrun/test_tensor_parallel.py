@@ -29,7 +29,7 @@ from pdevis.loading.model_builder import read_sharded_model
 from pdevis.models.hf import HFCausalLM
 from pdevis.parallel.torchrun.process_group import RankChannel, start_ranks
 from pdevis.parallel.torchrun.tensor_parallel import TensorParallel
-from pdevis.util.errors import ModelLoadError
+from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")
 IDS = torch.randint(0, 256, (40,), generator=torch.Generator().manual_seed(0))
