@@ -103,7 +103,7 @@ def test_third_party_imports_are_declared() -> None:
 def test_no_path_of_one_machine() -> None:
     """Nothing that is true on one machine only: home folders, absolute work folders, addresses of local servers."""
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home|Users|mnt)/\w|https?://(?:localhost|10\.|192\.168\.)")
-    kinds = {".py", ".toml", ".txt", ".md", ".yaml", ".yml", ""}
+    kinds = {".py", ".toml", ".txt", ".md", ".yaml", ".yml", ".json", ".jsonl", ""}
     for path in sorted(ROOT.rglob("*")):
         inside = path.relative_to(ROOT).parts
         skipped = (SKIPPED | {"shared"}) & set(inside) or any(part.endswith(".egg-info") for part in inside)
