@@ -171,7 +171,7 @@ def test_a_rank_that_does_not_connect(start: Callable[..., Any], monkeypatch: py
         ) as caught:
             start_ranks(rendezvous_seconds=1)
         assert "\n" not in str(caught.value)
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 120  # only catches a hang
 
 
 def test_a_port_that_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
