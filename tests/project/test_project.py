@@ -112,6 +112,30 @@ def test_no_path_of_one_machine() -> None:
             assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
 
 
+def package_map() -> dict[str, set[str]]:
+    """Words of the package map in docs/architecture.md, by the folder that their row is about."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    words: dict[str, set[str]] = {}
+    folders: list[tuple[int, str]] = []  # indentation and path of the folders around a row, the innermost last
+    for row in re.search(r"```\n(pdevis/\n.*?)```", text, re.S)[1].splitlines():
+        indent, name = len(row) - len(row.lstrip()), row.split()[0]
+        while folders and indent <= folders[-1][0]:
+            folders.pop()
+        if name.endswith("/"):
+            folders.append((indent, f"{folders[-1][1] if folders else ''}{name}"))
+        words.setdefault(folders[-1][1] if folders else "", set()).update(re.findall(r"\w+", row))
+    return words
+
+
+def test_package_map_names_every_module() -> None:
+    words = package_map()
+    for path in python_files(ROOT / "pdevis"):
+        folder = f"{path.parent.relative_to(ROOT).as_posix()}/"
+        if path.stem not in ("__init__", "__main__"):
+            assert path.stem in words[folder], path
+    assert [folder for folder in words if not (ROOT / folder).is_dir()] == []
+
+
 def test_make_help_names_the_targets() -> None:
     text = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(f"make {target}" in text for target in ("chat", "test", "test-all", "lint", "format", "clean"))
