@@ -65,7 +65,7 @@ def embedded_folder() -> Path:
 def folders(tiny_folder: Callable[..., Path], tiny_model: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     """folders(family): a target of 5 layers, and a drafter that is often right: the target with some noise."""
 
-    def found(family: str) -> tuple[str, str]:
+    def make_folders(family: str) -> tuple[str, str]:
         target = tiny_folder(family, layers=5)
         noisy = tiny_model(family, layers=5, dtype=torch.float32)
         random = torch.Generator().manual_seed(0)
@@ -76,12 +76,12 @@ def folders(tiny_folder: Callable[..., Path], tiny_model: Callable[..., Any], tm
         noisy.save_pretrained(tmp_path / "noisy")
         return str(target), str(tmp_path / "noisy")
 
-    return found
+    return make_folders
 
 
 @pytest.fixture(autouse=True)
 def _ctrl_c() -> Iterator[None]:
-    """Ctrl-C means what it does at a terminal, also where the suite runs in the background, which ignores it."""
+    """Let Ctrl-C raise KeyboardInterrupt, also if the suite runs in the background, where SIGINT is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

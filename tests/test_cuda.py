@@ -1,6 +1,6 @@
-"""On a GPU: the lean forward, every drafting mode, compiled forwards, and a drafter in a process of its own.
+"""Tests on a GPU: the forward pass, every drafting mode, compiled forwards, and a drafter in a separate process.
 
-Skipped where there is none. `python -m pytest tests/test_cuda.py -q` takes about two minutes on one GPU.
+Skipped if there is none. `python -m pytest tests/test_cuda.py -q` takes about two minutes on one GPU.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ def _full_float32():
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize(("precision", "close"), [("float32", 1e-3), ("bfloat16", 0.15), ("float16", 0.03)])
-def test_the_lean_forward_is_transformers(tiny_folder, arch, precision, close):
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.15), ("float16", 0.03)])
+def test_forward_agrees_with_transformers(tiny_folder, arch, precision, tolerance):
     source = find_source(str(tiny_folder(arch)))
     device, dtype = torch.device("cuda:0"), getattr(torch, precision)
     spec = LoadSpec(arch, "target", source=source, config=read_config(source), device=device, precision=precision)
     stack = build_model(spec)
-    theirs = read_model(source, dtype, device)
+    reference = read_model(source, dtype, device)
     with torch.inference_mode():
-        wanted = theirs(torch.tensor([IDS], device=device)).logits[0].float()
+        expected = reference(torch.tensor([IDS], device=device)).logits[0].float()
         stack.prefill(torch.tensor(IDS[:5], device=device))
-        found = stack.forward(torch.tensor(IDS[5:], device=device)).float()
-    assert (found - wanted[5:]).norm() < close * wanted[5:].norm()
+        logits = stack.forward(torch.tensor(IDS[5:], device=device)).float()
+    assert (logits - expected[5:]).norm() < tolerance * expected[5:].norm()
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}")
 @pytest.mark.parametrize("gamma", [4, "auto"])
-def test_speculative_text_is_the_targets_own(tiny_folder, rule, gamma):
+def test_speculative_ids_are_those_of_the_target(tiny_folder, rule, gamma):
     folders = str(tiny_folder("llama", layers=6)), str(tiny_folder("llama", layers=6, seed=1))
     for drafter in folders:  # one that is always right, one that hardly ever is
         pair = load_pair(folders[0], drafter, draft=rule, **CUDA)
@@ -65,37 +65,37 @@ def test_speculative_text_is_the_targets_own(tiny_folder, rule, gamma):
 
 
 @pytest.mark.parametrize("rule", RULES[::2], ids=lambda rule: f"{rule.mode}-{rule.check}")
-def test_a_drafter_in_a_process_of_its_own_drafts_ahead(tiny_folder, rule):
+def test_drafter_in_a_separate_process_drafts_ahead(tiny_folder, rule):
     folder = str(tiny_folder("qwen3", layers=6))
     pair = load_pair(folder, folder, draft=rule, overlap=True, **CUDA)
     try:
-        wanted = pair.generate(IDS, GREEDY, "target").ids
+        expected = pair.generate(IDS, GREEDY, "target").ids
         for overlap in (False, True):
-            assert pair.generate(IDS, replace(GREEDY, overlap=overlap)).ids == wanted
-        assert pair.generate(IDS, GREEDY, "drafter").ids == wanted
+            assert pair.generate(IDS, replace(GREEDY, overlap=overlap)).ids == expected
+        assert pair.generate(IDS, GREEDY, "drafter").ids == expected
     finally:
         pair.close()
 
 
-def test_a_drafter_on_a_core_beside_a_target_on_the_gpu(tiny_folder):
+def test_drafter_on_cpu_cores_with_a_target_on_the_gpu(tiny_folder):
     folder = str(tiny_folder("llama", layers=6))
     options = CUDA | {"device": None, "target_device": "cuda:0", "draft_device": "cpu:0,cpu:1"}
     pair = load_pair(folder, folder, overlap=True, draft=DraftConfig("parallel", 0.3), **options)
     try:
-        wanted = pair.generate(IDS, GREEDY, "target").ids
-        assert pair.generate(IDS, replace(GREEDY, overlap=True)).ids == wanted
+        expected = pair.generate(IDS, GREEDY, "target").ids
+        assert pair.generate(IDS, replace(GREEDY, overlap=True)).ids == expected
     finally:
         pair.close()
 
 
-def test_compiled_forwards_keep_the_text(tiny_folder):
+def test_compiled_forwards_give_the_same_ids(tiny_folder):
     folder = str(tiny_folder("llama", layers=6))
     plain = load_pair(folder, folder, **CUDA).generate(IDS, GREEDY).ids
     assert load_pair(folder, folder, compile=True, **CUDA).generate(IDS, GREEDY).ids == plain
 
 
-def test_auto_spreads_the_target_over_what_is_there(tiny_folder):
+def test_target_device_auto_gives_the_same_ids(tiny_folder):
     folder = str(tiny_folder("qwen3", layers=6))
-    wanted = load_pair(folder, folder, **CUDA).generate(IDS, GREEDY, "target").ids
+    expected = load_pair(folder, folder, **CUDA).generate(IDS, GREEDY, "target").ids
     pair = load_pair(folder, folder, **(CUDA | {"device": None, "target_device": "auto", "draft_device": "cuda:0"}))
-    assert pair.generate(IDS, GREEDY).ids == wanted
+    assert pair.generate(IDS, GREEDY).ids == expected

@@ -1,4 +1,4 @@
-"""Data/prepare.py, with the network's part replaced."""
+"""Tests of Data/prepare.py with a fake model hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ prepare = load_prepare()
 
 
 class FakeHub:
-    """Stands in for datasets.load_dataset: the tables as the hub's have them."""
+    """Fake of datasets.load_dataset, with tables in the format of the hub."""
 
     TABLES: ClassVar[dict[str, list[dict[str, Any]]]] = {
         "wmt/wmt14": [{"translation": {"de": f"Satz {i}.", "en": f"Sentence {i}."}} for i in range(6)],
@@ -92,7 +92,7 @@ def test_prepare_all_writes_files_that_load(hub: FakeHub, tmp_path: Path, capsys
     assert get_task("ifeval").load(out / "ifeval.json")[0]["kwargs"] == [{"num_words": 3, "relation": "at least"}]
 
 
-def test_prepare_draws_with_the_seed(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_prepare_shuffles_with_the_seed(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def drawn(*arguments: str) -> list[int]:
         assert prepare.main(["wmt", "--force", "--output-dir", str(tmp_path), *arguments]) == 0
         return [item["question_id"] for item in get_task("wmt").load(tmp_path / "wmt.json")]
@@ -105,7 +105,7 @@ def test_prepare_draws_with_the_seed(hub: FakeHub, tmp_path: Path, capsys: pytes
     assert hub.calls[-1][1]["revision"] == "abc123"
 
 
-def test_prepare_overwrites_nothing_unasked(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_prepare_overwrites_only_with_force(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "mmlu.json").write_text("mine")
     assert prepare.main(["all", "--output_dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'mmlu.json'}: already exists; --force overwrites it\n"
@@ -116,21 +116,21 @@ def test_prepare_overwrites_nothing_unasked(hub: FakeHub, tmp_path: Path, capsys
     assert len(get_task("mmlu").load(tmp_path / "mmlu.json")) == 6
 
 
-def test_prepare_leaves_nothing_half_written(
+def test_prepare_writes_whole_files_only(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(
         hub.TABLES, "cais/mmlu", [{"question": "", "choices": list("wxyz"), "answer": 0, "subject": ""}]
     )
     assert prepare.main(["mmlu", "math", "--output-dir", str(tmp_path)]) == 1
-    said = capsys.readouterr()
-    assert said.err.startswith("error: mmlu: the dataset is not as expected: ")
-    assert said.err.count("\n") == 1
-    assert "math.json: 3 items" in said.out  # the others are made all the same
+    output = capsys.readouterr()
+    assert output.err.startswith("error: mmlu: the dataset is not as expected: ")
+    assert output.err.count("\n") == 1
+    assert "math.json: 3 items" in output.out  # the others are written all the same
     assert {file.name for file in tmp_path.iterdir()} == {"math.json", "question.jsonl"}
 
 
-def test_prepare_takes_wmt_from_sacrebleu_where_the_hub_is_away(
+def test_prepare_takes_wmt_from_sacrebleu_if_the_hub_is_unreachable(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     import sacrebleu.utils
@@ -146,16 +146,16 @@ def test_prepare_takes_wmt_from_sacrebleu_where_the_hub_is_away(
 
     monkeypatch.setattr(prepare, "ping", away)
     monkeypatch.setattr(
-        sacrebleu.utils, "get_source_file", lambda *each: asked.append(each) or part("de", "Eins.\nZwei\x85 drei.\n")
+        sacrebleu.utils, "get_source_file", lambda *names: asked.append(names) or part("de", "Eins.\nZwei\x85 drei.\n")
     )
-    monkeypatch.setattr(sacrebleu.utils, "get_reference_files", lambda *each: [part("en", "One.\nTwo three.\n")])
+    monkeypatch.setattr(sacrebleu.utils, "get_reference_files", lambda *names: [part("en", "One.\nTwo three.\n")])
     assert prepare.main(["wmt", "--output-dir", str(tmp_path)]) == 0
     assert asked == [("wmt14/full", "de-en")]
     assert "taking sacrebleu's wmt14/full" in capsys.readouterr().err
     labels = {item["question_id"]: item["label"] for item in get_task("wmt").load(tmp_path / "wmt.json")}
     assert labels == {1: ["One."], 2: ["Two three."]}
 
-    def stop(*each: str) -> str:
+    def stop(*names: str) -> str:
         raise SystemExit(1)
 
     monkeypatch.setattr(sacrebleu.utils, "get_source_file", stop)
@@ -182,17 +182,17 @@ def test_prepare_mistakes_are_one_line(arguments: list[str], expected: str, caps
     except SystemExit as stopped:
         code = stopped.code
     assert code == 2
-    said = capsys.readouterr().err
-    assert expected in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert expected in output
+    assert output.count("\n") == 1
 
 
-def test_prepare_explains_itself(capsys: pytest.CaptureFixture) -> None:
+def test_prepare_help_names_flags_and_benchmarks(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         prepare.main(["--help"])
     assert stopped.value.code == 0
-    said = capsys.readouterr().out
-    assert all(word in said for word in ("--k", "--seed", "--output_dir", "--revision", "--force", *BENCHMARKS))
+    output = capsys.readouterr().out
+    assert all(word in output for word in ("--k", "--seed", "--output_dir", "--revision", "--force", *BENCHMARKS))
 
 
 def test_the_readme_names_every_source() -> None:

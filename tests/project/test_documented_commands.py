@@ -144,8 +144,8 @@ def test_commands_run(
     target, drafter = folders("llama")
     models = ["--target_model", target, "--drafter_model", drafter, "--device", "cpu"]
     several = ("--overlap", "--draft_device")  # starts processes: tests/parallel runs those
-    commands = [each for each in COMMANDS if each.document == document and is_runnable(each)]
-    commands = [each for each in commands if not set(several) & set(each.argv)]
+    commands = [command for command in COMMANDS if command.document == document and is_runnable(command)]
+    commands = [command for command in commands if not set(several) & set(command.argv)]
     assert len(commands) >= 2, document
     for command in commands:
         if "partial.jsonl" in command.text or ("--link_us" in command.argv and "--target_ms" not in command.argv):

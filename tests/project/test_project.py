@@ -1,4 +1,4 @@
-"""The project as a whole: imports, files, requirements."""
+"""Tests of the repository as a whole: imports, files, requirements."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def state():
             len(logging.root.handlers), logging.root.level, len(warnings.filters), os.listdir(".")]
 before, names = state(), ("environment", "random", "numpy", "torch seed", "torch state", "threads", "dtype", "sys.path",
                           "log handlers", "log level", "warning filters", "files")
-found = {}
+problems = {}
 for name in json.loads(sys.argv[1]):
-    for loaded in [each for each in sys.modules if each.split(".")[0] == "pdevis"]:
+    for loaded in [module for module in sys.modules if module.split(".")[0] == "pdevis"]:
         del sys.modules[loaded]
     try:
         __import__(name)
     except BaseException as error:
-        found[name] = f"{type(error).__name__}: {error}"
-    changed = [what for what, old, new in zip(names, before, state()) if old != new]
+        problems[name] = f"{type(error).__name__}: {error}"
+    changed = [label for label, old, new in zip(names, before, state()) if old != new]
     if changed:
-        found[name] = f"changes {', '.join(changed)}"
+        problems[name] = f"changes {', '.join(changed)}"
         before = state()
-print(json.dumps(found))
+print(json.dumps(problems))
 """
 
 
@@ -78,9 +78,9 @@ def test_requirements_constraints_and_pyproject_agree() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == ["-e ."], "the list is pyproject.toml's"
     text = (ROOT / "pyproject.toml").read_text()
-    needed = {package(each) for each in re.findall(r'"(.+?)"', section(text, "dependencies"))}
+    needed = {package(requirement) for requirement in re.findall(r'"(.+?)"', section(text, "dependencies"))}
     assert {"torch", "transformers", "rich", "prompt-toolkit"} <= needed
-    dev = {package(each) for each in re.findall(r'"(.+?)"', section(text, "dev"))}
+    dev = {package(requirement) for requirement in re.findall(r'"(.+?)"', section(text, "dev"))}
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all("==" in line for line in pins)
     pinned = {package(line) for line in pins}
@@ -90,7 +90,7 @@ def test_requirements_constraints_and_pyproject_agree() -> None:
 
 def test_third_party_imports_are_declared() -> None:
     text = (ROOT / "pyproject.toml").read_text()
-    declared = {package(each) for each in re.findall(r'"([\w-]+?)[>=<].*?"', text)} | {"tokenizers"}
+    declared = {package(name) for name in re.findall(r'"([\w-]+?)[>=<].*?"', text)} | {"tokenizers"}
     for path in python_files(ROOT / "pdevis"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -101,15 +101,15 @@ def test_third_party_imports_are_declared() -> None:
 
 
 def test_no_path_of_one_machine() -> None:
-    """Nothing that is true on one machine only: home folders, absolute work folders, addresses of local servers."""
+    """No file names a home folder, an absolute work folder or the address of a local server."""
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home|Users|mnt)/\w|https?://(?:localhost|10\.|192\.168\.)")
     kinds = {".py", ".toml", ".txt", ".md", ".yaml", ".yml", ".json", ".jsonl", ""}
     for path in sorted(ROOT.rglob("*")):
         inside = path.relative_to(ROOT).parts
         skipped = (SKIPPED | {"shared"}) & set(inside) or any(part.endswith(".egg-info") for part in inside)
         if path.is_file() and path.suffix in kinds and not skipped and path != Path(__file__):
-            found = pattern.search(path.read_text(errors="replace"))
-            assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
+            match = pattern.search(path.read_text(errors="replace"))
+            assert not match, f"{path.relative_to(ROOT)}: {match[0]}"
 
 
 def package_map() -> dict[str, set[str]]:
@@ -142,7 +142,7 @@ def test_make_help_names_the_targets() -> None:
 
 
 @pytest.mark.parametrize(("python", "expected"), [("no-such-python", "not found"), ("false", "older than Python 3.10")])
-def test_make_says_in_one_line_what_python_it_needs(python: str, expected: str, tmp_path: Path) -> None:
+def test_make_reports_a_missing_or_old_python_on_one_line(python: str, expected: str, tmp_path: Path) -> None:
     command = ["make", "install", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode
