@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -136,10 +137,8 @@ def read_class_config(source: Source) -> Any:
 
 def _read_family_config(source: Source) -> Any | None:
     """Return the config of a supported family; None if transformers' class has to read it."""
-    if source.gguf_file:
-        return None
-    file = cached_file(source.location, "config.json", local_files_only=source.local_only)
-    return read_family_config(Path(file), source.location)
+    file = None if source.gguf_file else _find_file(source, "config.json")
+    return read_family_config(Path(file), source.location) if file else None
 
 
 def _read_class_config(source: Source) -> Any:
@@ -167,11 +166,15 @@ def read_tokenizer(source: Source) -> Any:
 
 def _tokenizer_class(source: Source) -> str | None:
     """Return the name of the tokenizer's class in tokenizer_config.json; None if there is none."""
-    try:
-        file = cached_file(source.location, "tokenizer_config.json", local_files_only=source.local_only)
-    except OSError:
-        return None
-    return json.loads(Path(file).read_text(encoding="utf-8")).get("tokenizer_class")
+    with contextlib.suppress(OSError):
+        if file := _find_file(source, "tokenizer_config.json"):
+            return json.loads(Path(file).read_text(encoding="utf-8")).get("tokenizer_class")
+    return None
+
+
+def _find_file(source: Source, name: str) -> str | None:
+    """Return the path of a file of a folder, or of the hub, which may download it; None if a folder lacks it."""
+    return cached_file(source.location, name, local_files_only=source.local_only)
 
 
 def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bool = False, **placement: Any) -> Any:
