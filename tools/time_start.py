@@ -1,7 +1,7 @@
 """Print where the time of a one-shot answer goes: imports, tokenizer, weights, the answer, the rest.
 
 python tools/time_start.py                  # the embedded model, 8 tokens
-python tools/time_start.py --runs 5         # the fastest of 5 runs
+python tools/time_start.py --runs 5         # the smallest times of 5 runs
 
 A fresh process per run goes through the stages one by one. Another one runs the whole command, `python appInference.py
 --prompt Hi`; what it takes longer is the rest. The first run may also read files from disk and prepare weights that are
@@ -89,24 +89,28 @@ def time_command(words: Sequence[str]) -> tuple[str, Stage]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{words[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        raise ValueError(done.stderr.strip().removeprefix("error: ") or f"{words[0]}: exit code {done.returncode}")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return done.stdout, Stage("the whole command", time.perf_counter() - begin, cpu)
 
 
 def measure(model: str, length: int) -> list[Stage]:
-    """Time the stages in one process and the whole command in another; the last stage is the sum."""
+    """Time the stages in one process and the whole command, which is the last stage, in another."""
     flags = ["--model", model, "--length", str(length), "--stages"]
     stages = [Stage(**fields) for fields in json.loads(time_command([__file__, *flags])[0])]
     command = [str(ROOT / "appInference.py"), "--target_model", model, "--device", "cpu", "--prompt", PROMPT]
-    whole = time_command([*command, "--length", str(length)])[1]
-    rest = Stage(
-        REST,
-        whole.wall_seconds - sum(stage.wall_seconds for stage in stages),
-        whole.cpu_seconds - sum(stage.cpu_seconds for stage in stages),
+    return [*stages, time_command([*command, "--length", str(length)])[1]]
+
+
+def summarize(runs: Sequence[Sequence[Stage]]) -> list[Stage]:
+    """Return the smallest times of each stage, and the rest: what the command takes longer than all stages."""
+    *stages, whole = (
+        Stage(same[0].name, min(run.wall_seconds for run in same), min(run.cpu_seconds for run in same))
+        for same in zip(*runs, strict=True)
     )
-    return [*stages, rest, whole]
+    wall, cpu = (sum(getattr(stage, name) for stage in stages) for name in ("wall_seconds", "cpu_seconds"))
+    return [*stages, Stage(REST, whole.wall_seconds - wall, whole.cpu_seconds - cpu), whole]
 
 
 def print_stages(stages: Sequence[Stage]) -> None:
@@ -121,15 +125,16 @@ def run(args: Namespace) -> None:
     if args.stages:
         print(json.dumps([asdict(stage) for stage in run_stages(args.model, args.length)]))
         return
-    runs = [measure(args.model, args.length) for _ in range(args.runs)]
-    print_stages(min(runs, key=lambda stages: stages[-1].cpu_seconds))
+    print_stages(summarize([measure(args.model, args.length) for _ in range(args.runs)]))
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_TARGET, metavar="NAME", help="default: %(default)s")
     parser.add_argument("--length", type=positive_int, default=8, metavar="N", help="tokens (default: %(default)s)")
-    parser.add_argument("--runs", type=positive_int, default=1, metavar="N", help="print the fastest (default: 1)")
+    parser.add_argument(
+        "--runs", type=positive_int, default=1, metavar="N", help="print the smallest times (default: 1)"
+    )
     parser.add_argument("--stages", action="store_true", help="run the stages in this process and print them as JSON")
     return parser
 

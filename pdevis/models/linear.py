@@ -81,24 +81,27 @@ def quantize_rows(weight: Tensor) -> Tensor:
     weight = weight.float()
     # the largest magnitude of each row, without a copy of the matrix
     scales = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).clamp_min(1e-12) / 127
-    with _without_quantization_warning():
+    with warnings.catch_warnings():  # torch plans to retire quantised dtypes; fbgemm's packing takes no other input
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
         zeros = torch.zeros(len(scales), dtype=torch.long)
         return torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
 
 
 def quantized_from_integers(integers: Tensor, scales: Tensor) -> Tensor:
     """Return the quantised tensor of 8-bit integers [N, K] with scales [N], float64."""
-    with _without_quantization_warning():
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        return torch._make_per_channel_quantized_tensor(integers.contiguous(), scales, zeros, 0)
+    zeros = torch.zeros(len(scales), dtype=torch.long)
+    return torch._make_per_channel_quantized_tensor(integers.contiguous(), scales, zeros, 0)
 
 
 @contextmanager
-def _without_quantization_warning() -> Iterator[None]:
-    """Hide that torch plans to retire quantised dtypes: fbgemm's packing takes no other input."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
+def fbgemm_engine() -> Iterator[None]:
+    """Make fbgemm the engine of quantised products. For several threads, this must be entered before they start."""
+    engine = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = "fbgemm"
         yield
+    finally:
+        torch.backends.quantized.engine = engine
 
 
 class Int8Linear:
@@ -114,12 +117,8 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         quantised = weight if weight.is_quantized else quantize_rows(weight)
-        engine = torch.backends.quantized.engine
-        try:
-            torch.backends.quantized.engine = "fbgemm"
+        with fbgemm_engine():
             self.packed = torch.ops.quantized.linear_prepack(quantised, None)
-        finally:
-            torch.backends.quantized.engine = engine
         self.bias = bias
         self.out_features = len(weight)
         vnni = torch.cpu._is_vnni_supported()

@@ -11,6 +11,8 @@ Shapes: H = hidden size, N = query heads, K = key/value heads, D = head size, I 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +32,15 @@ from pdevis.loading.weights.families import (
 from pdevis.loading.weights.prepared_weights import PreparedWeights
 from pdevis.loading.weights.safetensors_files import ModuleTensors, OpenedModel, TensorSource
 from pdevis.models.layers import MLP, WHOLE, Attention, Layer, RMSNorm, ShardSpec, StackWeights, UnitRMSNorm
-from pdevis.models.linear import DRAFTER_FORMATS, FORMATS, ROTATED_PRECISIONS, DenseLinear, Linear, storage_dtype
+from pdevis.models.linear import (
+    DRAFTER_FORMATS,
+    FORMATS,
+    ROTATED_PRECISIONS,
+    DenseLinear,
+    Linear,
+    fbgemm_engine,
+    storage_dtype,
+)
 from pdevis.models.rotation import BlockHadamard, RotatedInputLinear, Rotation
 
 MAX_EXACT_PARTS = 4  # devices that split an MLP with the bits of one; more than that round differently on small models
@@ -127,7 +137,7 @@ class WeightReader:
             precision=self.precision,
             device=self.device,
             dtype=self.dtype,
-            layers=[self.layer(number, consume=consume) for number in range(config.num_hidden_layers)],
+            layers=self.layers(consume=consume),
             embedding=embedding,
             final_norm=self.norm(final_norm_weight),
             head=head,
@@ -160,6 +170,14 @@ class WeightReader:
         return self.norm_fused_linear(
             "head", norm_weight, [HEAD], select=lambda fused: fused[rows.start : rows.stop], make_linear=make_linear
         )
+
+    def layers(self, *, consume: bool) -> list[Layer]:
+        """Read all decoder layers."""
+        read, numbers = partial(self.layer, consume=consume), range(self.config.num_hidden_layers)
+        if not self.prepared:  # torch uses all cores for each matrix
+            return list(map(read, numbers))
+        with fbgemm_engine(), ThreadPoolExecutor(torch.get_num_threads()) as pool:  # packing uses one core for each
+            return list(pool.map(read, numbers))
 
     def layer(self, number: int, *, consume: bool) -> Layer:
         """Read the sublayers of one decoder layer that the shard holds."""
