@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -81,16 +82,28 @@ def quantize_rows(weight: Tensor) -> Tensor:
     weight = weight.float()
     # the largest magnitude of each row, without a copy of the matrix
     scales = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).clamp_min(1e-12) / 127
-    with warnings.catch_warnings():  # torch plans to retire quantised dtypes; fbgemm's packing takes no other input
-        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        return torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+    _hide_quantization_warning()
+    zeros = torch.zeros(len(scales), dtype=torch.long)
+    return torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
 
 
 def quantized_from_integers(integers: Tensor, scales: Tensor) -> Tensor:
     """Return the quantised tensor of 8-bit integers [N, K] with scales [N], float64."""
+    _hide_quantization_warning()
     zeros = torch.zeros(len(scales), dtype=torch.long)
     return torch._make_per_channel_quantized_tensor(integers.contiguous(), scales, zeros, 0)
+
+
+@cache
+def _hide_quantization_warning() -> None:
+    """Let torch give its warning of quantised dtypes, which comes once per process, while warnings are ignored.
+
+    torch plans to retire these dtypes; fbgemm's packing takes no other input. Ignoring warnings at each use instead is
+    not possible in several threads.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.qint8)
 
 
 @contextmanager
