@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ MIN_BYTES = 16 << 20
 MAX_BYTES = 8 << 30
 SAMPLES, SAMPLE_BYTES = 16, 4096  # parts of each file whose content is in the fingerprint
 EMBEDDING = "embedding"
+LEFTOVER_SECONDS = 24 * 3600  # age from which an unfinished file counts as abandoned
 
 
 class PreparedWeights:
@@ -161,7 +163,13 @@ def _without_rotation(linear: Linear) -> Int8Linear:
 
 
 def _make_space(folder: Path, size: int) -> None:
-    """Delete files that were not used for longest until one of `size` bytes fits within `MAX_BYTES`."""
+    """Delete files that were not used for longest until one of `size` bytes fits within `MAX_BYTES`.
+
+    Files that a killed process has left unfinished are deleted too.
+    """
+    for unfinished in folder.glob(".*.tmp"):
+        if time.time() - unfinished.stat().st_mtime > LEFTOVER_SECONDS:
+            unfinished.unlink()
     files = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     total = sum(file.stat().st_size for file in files)
     for file in files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,15 @@ def test_files_not_used_for_longest_make_space(cache: Path, folder: Path, monkey
     load(folder)
     assert len(list(cache.iterdir())) == 2
     assert file in cache.iterdir()
+
+
+def test_unfinished_files_of_killed_processes_are_deleted(cache: Path, folder: Path) -> None:
+    cache.mkdir(parents=True)
+    for name, age in ((".a.safetensors.7.tmp", 2 * prepared_weights.LEFTOVER_SECONDS), (".b.safetensors.8.tmp", 0)):
+        (cache / name).write_text("half")
+        os.utime(cache / name, (time.time() - age,) * 2)
+    load(folder)
+    assert [path.name for path in cache.iterdir() if path.suffix == ".tmp"] == [".b.safetensors.8.tmp"]
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(
