@@ -9,6 +9,7 @@ At the prompt, /help lists the commands.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,4 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # else Python searches all objects of torch and transformers for garbage at exit: half a second
+    sys.exit(code)

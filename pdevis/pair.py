@@ -26,7 +26,7 @@ from pdevis.drafting.rule import resolve_rule
 from pdevis.generation import DecodeStats, Generation, TokenEvent
 from pdevis.loading.model_builder import build_model
 from pdevis.loading.pair_builder import PairSpec, build_pair, compile_pair
-from pdevis.loading.weight_reader import unsupported_reason
+from pdevis.loading.weights.families import unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.remote import DrafterBackend, RemoteDrafter, RemoteModel, follow_main_rank, start_drafter

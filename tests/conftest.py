@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from helpers.tiny_models import ARCHITECTURES, make_model, make_tokenizer
 from pdevis.loading.embedded import prepare
@@ -77,6 +78,12 @@ def folders(tiny_folder: Callable[..., Path], tiny_model: Callable[..., Any], tm
         return str(target), str(tmp_path / "noisy")
 
     return make_folders
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_progress_bars() -> None:
+    """Tests read and write models with transformers: its bars would fill the captured output."""
+    logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True)

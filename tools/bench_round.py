@@ -148,7 +148,7 @@ def load_stacks(args: Namespace, device: device) -> tuple[dict[str, DecoderStack
     """Return a stack for each role, and the inner size of an MLP. Raises ValueError for a model or format that
     cannot be loaded."""
     from pdevis.loading.checkpoint import find_source, read_model
-    from pdevis.loading.weight_reader import read_weights
+    from pdevis.loading.weights.weight_reader import read_weights
     from pdevis.models.linear import resolve_precision, storage_dtype
     from pdevis.models.stack import DecoderStack
 

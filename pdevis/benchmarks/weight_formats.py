@@ -28,7 +28,7 @@ from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
 from pdevis.generation import DecodeStats
 from pdevis.loading.checkpoint import Source, find_source, read_model, read_tokenizer
-from pdevis.loading.weight_reader import read_weights
+from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.layers import StackWeights
 from pdevis.models.stack import DecoderStack
 from pdevis.util.console import make_console, make_table

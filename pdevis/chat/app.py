@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from pdevis.chat import render
 from pdevis.chat.commands import COMMANDS, Chat, LeaveChat, dispatch
 from pdevis.chat.oneshot import answer_once, read_prompt
@@ -19,7 +17,7 @@ from pdevis.chat.session import ChatSession
 from pdevis.chat.terminal import line_reader, terminal_reader
 from pdevis.cli import Parser, decode_config, is_main_rank, pair_arguments
 from pdevis.util.argtypes import nearest
-from pdevis.util.console import make_console
+from pdevis.util.console import make_console, progress_on_stderr
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -74,11 +72,8 @@ def _load_pair(arguments: dict[str, Any]) -> SpeculativePair:
 
 
 def _load_pair_with_progress(arguments: dict[str, Any]) -> SpeculativePair:
-    console = make_console(sys.stderr)
-    if not console.is_terminal:
-        return _load_pair({**arguments, "on_progress": lambda text: print(text, file=sys.stderr, flush=True)})
-    with console.status("loading the models") as status:
-        return _load_pair({**arguments, "on_progress": lambda text: status.update(Text(text))})
+    with progress_on_stderr("loading the models") as on_progress:
+        return _load_pair({**arguments, "on_progress": on_progress})
 
 
 def handle(chat: Chat, text: str) -> bool:

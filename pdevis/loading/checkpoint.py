@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+import transformers  # its classes are looked up when they are used: importing them takes seconds
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import cached_file
 
 from pdevis.loading.catalog import Source, resolve
 from pdevis.loading.hub import explain_hub_error, is_reachable, without_progress_bars
-from pdevis.loading.safetensors_stream import check_complete
+from pdevis.loading.weights.families import read_family_config
+from pdevis.loading.weights.safetensors_files import check_complete
 from pdevis.util.validation import ModelLoadError, causes, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of the class that reads tokenizer.json
 PROBE_TEXT = "Ein naïve café – 3,141 tokens?\n\tdef f(x): return x**2  # 你好 🙂"  # words, digits, blanks, code, bytes
 MAX_DIFFERENCES_SHOWN = 3
 
@@ -97,7 +101,7 @@ def read_gguf_model(folder: str | Path, file: str, dtype: torch.dtype, **options
     """
     if hasattr(transformers, "GgufConfig"):  # releases that can compute on packed blocks do so by default
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype, **options)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype, **options)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     # No weight is quantised any more, but the model still has these marks, and then refuses to be saved.
     model.hf_quantizer = None
@@ -109,17 +113,37 @@ def read_gguf_model(folder: str | Path, file: str, dtype: torch.dtype, **options
 
 def read_gguf_tokenizer(folder: str | Path, file: str, **options: Any) -> Any:
     """Read the tokenizer of a GGUF file, including its chat template."""
-    return AutoTokenizer.from_pretrained(folder, gguf_file=file, **options)
+    return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file, **options)
 
 
 # ---- config, tokenizer and weights of a source ----
 
 
 def read_config(source: Source) -> Any:
-    """Read the transformers config. Raises ModelLoadError if it is broken or the architecture is unknown."""
-    options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    """Read the config: of a supported family without transformers' class for it (weights/families.py), if possible.
+
+    Raises:
+        ModelLoadError: if it is broken or the architecture is unknown.
+    """
     with translate_load_errors(source, "config"):
-        return AutoConfig.from_pretrained(source.location, local_files_only=source.local_only, **options)
+        return _read_family_config(source) or _read_class_config(source)
+
+
+def read_class_config(source: Source) -> Any:
+    """Read the config as an instance of transformers' class for it. Errors as for `read_config`."""
+    with translate_load_errors(source, "config"):
+        return _read_class_config(source)
+
+
+def _read_family_config(source: Source) -> Any | None:
+    """Return the config of a supported family; None if transformers' class has to read it."""
+    file = None if source.gguf_file else _find_file(source, "config.json")
+    return read_family_config(Path(file), source.location) if file else None
+
+
+def _read_class_config(source: Source) -> Any:
+    options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    return transformers.AutoConfig.from_pretrained(source.location, local_files_only=source.local_only, **options)
 
 
 def read_tokenizer(source: Source) -> Any:
@@ -130,7 +154,27 @@ def read_tokenizer(source: Source) -> Any:
         # Without this check, some families would silently get an empty vocabulary.
         if source.kind == "folder" and not any((Path(source.location) / name).exists() for name in TOKENIZER_FILES):
             raise ModelLoadError(f"model = {source.name!r}: the folder has no tokenizer ({TOKENIZER_FILES[0]})")
-        return AutoTokenizer.from_pretrained(source.location, local_files_only=source.local_only)
+        options: dict[str, Any] = {"local_files_only": source.local_only}
+        name, config = _tokenizer_class(source), _read_family_config(source)
+        if name in GENERIC_TOKENIZERS and config and config.model_type == "llama":
+            # what AutoTokenizer comes to, without importing all families; for Qwen2 it does not trust this name
+            return transformers.PreTrainedTokenizerFast.from_pretrained(source.location, **options)
+        if name:  # else AutoTokenizer finds the class of the tokenizer by that of the config
+            options["config"] = config
+        return transformers.AutoTokenizer.from_pretrained(source.location, **options)
+
+
+def _tokenizer_class(source: Source) -> str | None:
+    """Return the name of the tokenizer's class in tokenizer_config.json; None if there is none."""
+    with contextlib.suppress(OSError):
+        if file := _find_file(source, "tokenizer_config.json"):
+            return json.loads(Path(file).read_text(encoding="utf-8")).get("tokenizer_class")
+    return None
+
+
+def _find_file(source: Source, name: str) -> str | None:
+    """Return the path of a file of a folder, or of the hub, which may download it; None if a folder lacks it."""
+    return cached_file(source.location, name, local_files_only=source.local_only)
 
 
 def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bool = False, **placement: Any) -> Any:
@@ -153,7 +197,7 @@ def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bo
     elif device.type != "cpu":
         options["device_map"] = {"": device}
     if nf4:
-        options["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     with translate_load_errors(source, "weights"), without_progress_bars() if source.local_only else nullcontext():
@@ -162,7 +206,7 @@ def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bo
         if source.gguf_file:
             model, report = read_gguf_model(source.location, source.gguf_file, dtype, **options)
         else:
-            model, report = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **options)
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **options)
         # transformers fills missing weights with random numbers and only warns.
         mismatched = sorted(str(key) for key in report["mismatched_keys"])
         check_complete(source, sorted(report["missing_keys"]) + mismatched)

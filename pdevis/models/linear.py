@@ -14,7 +14,9 @@ Shapes: T = rows of the input (tokens), K = input size, N = output size.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -75,33 +77,71 @@ def bfloat16_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     return (PackedLinear if weight.device.type == "cpu" and has_bfloat16_units() else DenseLinear)(weight, bias)
 
 
+def quantize_rows(weight: Tensor) -> Tensor:
+    """Return a weight [N, K] as a quantised tensor: 8-bit integers with one scale per row."""
+    weight = weight.float()
+    # the largest magnitude of each row, without a copy of the matrix
+    scales = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).clamp_min(1e-12) / 127
+    _hide_quantization_warning()
+    zeros = torch.zeros(len(scales), dtype=torch.long)
+    return torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+
+
+def quantized_from_integers(integers: Tensor, scales: Tensor) -> Tensor:
+    """Return the quantised tensor of 8-bit integers [N, K] with scales [N], float64."""
+    _hide_quantization_warning()
+    zeros = torch.zeros(len(scales), dtype=torch.long)
+    return torch._make_per_channel_quantized_tensor(integers.contiguous(), scales, zeros, 0)
+
+
+@cache
+def _hide_quantization_warning() -> None:
+    """Let torch give its warning of quantised dtypes, which comes once per process, while warnings are ignored.
+
+    torch plans to retire these dtypes; fbgemm's packing takes no other input. Ignoring warnings at each use instead is
+    not possible in several threads.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.qint8)
+
+
+@contextmanager
+def fbgemm_engine() -> Iterator[None]:
+    """Make fbgemm the engine of quantised products. For several threads, this must be entered before they start."""
+    engine = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = "fbgemm"
+        yield
+    finally:
+        torch.backends.quantized.engine = engine
+
+
 class Int8Linear:
     """8-bit weights (one scale per output row), 8-bit activations (one scale per token), integer accumulation.
 
     A token's scale depends on that token alone and the products are summed as integers, so k tokens give the same bits
     at once and one by one. Without VNNI units fbgemm's 16-bit sums can saturate: activations then use 7 bits.
+
+    Args:
+        weight: [N, K]; a quantised tensor (`quantize_rows`) is used as it is.
+        bias: [N], or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        weight = weight.float()
-        # the largest magnitude of each row, without a copy of the matrix
-        scales = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).clamp_min(1e-12) / 127
-        with warnings.catch_warnings():  # torch plans to retire quantised dtypes; fbgemm's packing takes no other input
-            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
-            quantised = torch.quantize_per_channel(
-                weight, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0, torch.qint8
-            )
-        engine = torch.backends.quantized.engine
-        try:
-            torch.backends.quantized.engine = "fbgemm"
+        quantised = weight if weight.is_quantized else quantize_rows(weight)
+        with fbgemm_engine():
             self.packed = torch.ops.quantized.linear_prepack(quantised, None)
-        finally:
-            torch.backends.quantized.engine = engine
         self.bias = bias
         self.out_features = len(weight)
         vnni = torch.cpu._is_vnni_supported()
         self.activation_step, self.zero_point = (1 / 127, 128) if vnni else (1 / 63, 64)
         self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+
+    @property
+    def quantised(self) -> Tensor:
+        """The weight as a quantised tensor, a copy."""
+        return torch.ops.quantized.linear_unpack(self.packed)[0]
 
     def __call__(self, x: Tensor) -> Tensor:
         # [T, 1]; the scale of a row of zeros is 0, and so is the row's result. vector_norm takes four times as long.

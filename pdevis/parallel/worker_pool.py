@@ -23,7 +23,7 @@ from torch import multiprocessing
 
 from pdevis.devices import DeviceSlot
 from pdevis.loading.model_builder import LoadSpec, check_lanes
-from pdevis.loading.weight_reader import unsupported_reason
+from pdevis.loading.weights.families import unsupported_reason
 from pdevis.models.causal_lm import CHUNK
 from pdevis.models.linear import storage_dtype
 from pdevis.parallel.collectives import CommunicationError

@@ -224,7 +224,7 @@ def find_models(args: Namespace) -> list[LoadSpec]:
 
     from pdevis.loading.checkpoint import find_source, read_config
     from pdevis.loading.model_builder import LoadSpec
-    from pdevis.loading.weight_reader import unsupported_reason
+    from pdevis.loading.weights.families import unsupported_reason
     from pdevis.models.linear import resolve_precision
 
     cpu = torch.device("cpu")

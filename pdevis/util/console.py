@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +22,29 @@ def make_console(file: TextIO | None = None) -> Console:
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
     return console
+
+
+class StatusLine:
+    """An `on_progress` callback for a terminal: a line with a spinner, which each text replaces."""
+
+    updates_in_place = True
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def __call__(self, text: str) -> None:
+        self._status.update(Text(text))
+
+
+@contextmanager
+def progress_on_stderr(title: str) -> Iterator[Callable[[str], None]]:
+    """Yield an `on_progress` callback: a `StatusLine` if stderr is a terminal, else one that prints each text."""
+    console = make_console(sys.stderr)
+    if console.is_terminal:
+        with console.status(title) as status:
+            yield StatusLine(status)
+    else:
+        yield lambda text: print(text, file=sys.stderr, flush=True)
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:

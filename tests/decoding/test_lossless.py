@@ -15,7 +15,7 @@ from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import DecodeStats
-from pdevis.loading.weight_reader import read_weights
+from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.stack import DecoderStack
 

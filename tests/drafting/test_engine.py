@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pdevis.config import DraftConfig
 from pdevis.drafting.engine import DraftEngine
 from pdevis.drafting.schedule import Group, Schedule
-from pdevis.loading.weight_reader import read_weights
+from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.stack import DecoderStack
 
 ARCHS = ("llama", "qwen2", "qwen3")

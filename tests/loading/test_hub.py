@@ -56,7 +56,7 @@ def test_hub_error_after_the_first_contact(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*args: Any, **options: Any) -> None:
         raise OSError("long text") from http_error(GatedRepoError, 403)
 
-    monkeypatch.setattr(checkpoint.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(checkpoint, "cached_file", fail)
     with pytest.raises(ModelLoadError, match="is gated"):
         checkpoint.read_config(Source("qwen-8b", "hub", "Qwen/Qwen3-8B"))
 

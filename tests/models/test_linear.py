@@ -1,10 +1,22 @@
 """Weight formats against F.linear; a row's bits must not depend on other rows, as verification requires."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pdevis.models.linear import DRAFTER_FORMATS, FORMATS, has_int8, has_packed, resolve_precision, storage_dtype
+from pdevis.models.linear import (
+    DRAFTER_FORMATS,
+    FORMATS,
+    Int8Linear,
+    has_int8,
+    has_packed,
+    quantized_from_integers,
+    resolve_precision,
+    storage_dtype,
+)
 
 CPU = torch.device("cpu")
 SHAPES = [(64, 48), (576, 960), (1536, 576)]
@@ -116,3 +128,30 @@ def test_storage_dtypes():
     assert storage_dtype("int8") == storage_dtype("packed") == torch.float32
     assert storage_dtype("nf4") == torch.bfloat16
     assert storage_dtype("float64") == torch.float64
+
+
+@needs["int8"]
+@pytest.mark.parametrize("weight", ["ones.float()", "quantized_from_integers(ones, torch.ones(64).double())"])
+def test_int8_gives_no_warning(weight):
+    """In a process of its own: torch gives its warning of quantised dtypes once."""
+    code = f"""
+import torch
+from pdevis.models.linear import Int8Linear, quantized_from_integers
+ones = torch.ones(64, 32, dtype=torch.int8)
+Int8Linear({weight}, None)
+"""
+    run = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
+    assert "UserWarning" not in run.stderr
+
+
+@needs["int8"]
+def test_quantised_weights_are_used_as_they_are():
+    weight, bias, x = make(48, 64)
+    computed = Int8Linear(weight, bias)
+    integers, scales = computed.quantised.int_repr(), computed.quantised.q_per_channel_scales()
+    engine = torch.backends.quantized.engine
+    again = Int8Linear(quantized_from_integers(integers, scales), bias)
+    assert torch.backends.quantized.engine == engine
+    assert torch.equal(again.quantised.int_repr(), integers)
+    assert torch.equal(again(x), computed(x))
+    assert torch.equal(again(x[:1]), computed(x[:1]))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pdevis.loading.weight_reader import read_weights, unsupported_reason
+from pdevis.loading.weights.families import unsupported_reason
+from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.hf import HFCausalLM
 from pdevis.models.stack import DecoderStack
 

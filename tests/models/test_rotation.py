@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pdevis.loading.weight_reader import read_weights
+from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.linear import Int8Linear, has_int8
 from pdevis.models.rotation import BlockHadamard, Rotation
 from pdevis.models.stack import DecoderStack

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pdevis.devices import DeviceSlot
 from pdevis.loading.model_builder import LoadSpec, build_model
-from pdevis.loading.weight_reader import unsupported_reason
+from pdevis.loading.weights.families import unsupported_reason
 from pdevis.models.layers import ShardSpec
 from pdevis.parallel.collectives import DistributedCommunicator
 from pdevis.parallel.draft_service import DraftService

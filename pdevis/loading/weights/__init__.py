@@ -1,0 +1,1 @@
+"""The weights of a `DecoderStack`: families, safetensors files, the reader, and prepared 8-bit weights."""

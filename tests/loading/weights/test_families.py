@@ -1,0 +1,151 @@
+"""Configs, rotary frequencies and weights of the supported families, against transformers' own classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from helpers.tiny_models import LLAMA3_ROPE, make_config
+from pdevis.loading.checkpoint import find_source, read_class_config, read_config, read_tokenizer
+from pdevis.loading.weights.families import (
+    SIZES,
+    read_family_config,
+    rotary_frequencies,
+    unsupported_reason,
+    weight_shapes,
+)
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "default", "rope_theta": 500000.0},
+    {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128},
+    LLAMA3_ROPE,
+]
+COMPARED = (
+    *SIZES,
+    "hidden_act",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "eos_token_id",
+    "name_or_path",
+)
+
+
+def folder_with(values: dict[str, Any], folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder / "config.json"
+
+
+def values_of(family: str, **changes: Any) -> dict[str, Any]:
+    return json.loads(make_config(family, 3, **changes).to_json_string(use_diff=False)) | {"model_type": family}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+def test_config_equals_that_of_transformers_class(family: str, rope: dict[str, Any], tmp_path: Path) -> None:
+    make_config(family, 3, rope_parameters=rope).save_pretrained(tmp_path)
+    source = find_source(str(tmp_path))
+    config, expected = read_config(source), read_class_config(source)
+    assert type(config) is PreTrainedConfig
+    assert config.model_type == expected.model_type == family
+    for name in COMPARED:
+        assert getattr(config, name) == getattr(expected, name), name
+    assert unsupported_reason(config) is None
+    assert weight_shapes(config) == weight_shapes(expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_config_in_the_form_of_older_releases(family: str, tmp_path: Path) -> None:
+    """rope_theta and rope_scaling of their own, head_dim null: as in most files on the hub."""
+    values = values_of(family)
+    del values["rope_parameters"]
+    values |= {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}, "torch_dtype": "bfloat16"}
+    if family == "llama":
+        values["head_dim"] = None
+    config = read_family_config(folder_with(values, tmp_path), str(tmp_path))
+    expected = AutoConfig.from_pretrained(tmp_path)
+    for name in COMPARED:
+        assert getattr(config, name) == getattr(expected, name), name
+    assert torch.equal(rotary_frequencies(config)[0], rotary_frequencies(expected)[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"num_key_value_heads": None}),
+        ("llama", {"rms_norm_eps": None}),
+        ("llama", {"hidden_size": 66}),
+        ("qwen2", {"use_sliding_window": True}),
+        ("qwen3", {"head_dim": None}),
+        ("qwen3", {"tie_word_embeddings": None}),
+        ("qwen3", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+        ("qwen2", {"model_type": "qwen3_moe"}),
+    ],
+)
+def test_any_other_config_is_left_to_transformers(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    assert read_family_config(folder_with(values_of(family), tmp_path), "x") is not None
+    assert read_family_config(folder_with(values_of(family) | changes, tmp_path), "x") is None
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotary_frequencies_are_those_of_the_model(tiny_model: Callable[..., Any], family: str, rope: Any) -> None:
+    model = tiny_model(family, rope_parameters=rope, dtype=torch.float32)
+    rotary = type(model.model.rotary_emb)(config=model.config)
+    frequencies, scale = rotary_frequencies(model.config)
+    assert torch.equal(frequencies, rotary.inv_freq)
+    assert scale == rotary.attention_scaling
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"attention_bias": True}),
+        ("llama", {"mlp_bias": True, "tie_word_embeddings": False}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("qwen3", {"attention_bias": True, "head_dim": 24}),
+    ],
+)
+def test_weight_shapes_are_those_of_the_model(tiny_model: Callable[..., Any], family: str, changes: Any) -> None:
+    model = tiny_model(family, **changes)
+    assert weight_shapes(model.config) == {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+def test_tokenizer_equals_that_of_auto_tokenizer(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    for family in FAMILIES:
+        folder = Path(shutil.copytree(tiny_folder(family), tmp_path / family))
+        found, expected = read_tokenizer(find_source(str(folder))), AutoTokenizer.from_pretrained(folder)
+        assert type(found) is type(expected)
+        assert found.get_vocab() == expected.get_vocab()
+        assert found("Zoë 12")["input_ids"] == expected("Zoë 12")["input_ids"]
+        assert found.chat_template == expected.chat_template
+
+
+def test_a_pair_is_loaded_and_decodes_without_modelling_code(tiny_folder: Callable[..., Path]) -> None:
+    code = f"""
+import sys
+from pdevis import DecodeConfig, load_pair
+pair = load_pair({str(tiny_folder("llama"))!r}, device="cpu")
+pair.generate("Hi", DecodeConfig(max_new_tokens=4))
+slow = ("transformers.modeling_utils", "transformers.activations", "transformers.models.auto", "torch._dynamo", "sympy",
+        "torch.distributed.tensor", "scipy", "accelerate", "matplotlib", "datasets", "lm_eval", "prompt_toolkit")
+print([name for name in slow if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+    assert "\r" not in run.stderr
