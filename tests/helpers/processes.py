@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from helpers import ROOT
+from helpers import HANG_SECONDS, ROOT
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
@@ -68,9 +68,9 @@ def counts(stats: DecodeStats) -> tuple[object, ...]:
     return tuple(getattr(stats, name) for name in names)
 
 
-def eventually(condition: Callable[[], bool], timeout_seconds: float = 10.0) -> bool:
-    """Wait for a condition; True if it holds in time."""
-    deadline = time.monotonic() + timeout_seconds
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Wait for a condition; False if it does not hold before HANG_SECONDS."""
+    deadline = time.monotonic() + HANG_SECONDS
     while time.monotonic() < deadline:
         if condition():
             return True
@@ -92,7 +92,6 @@ def open_file_count() -> int:
 
 
 APP = str(ROOT / "appInference.py")
-TIMEOUT_SECONDS = 120  # a start takes about 10
 PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 Row = dict[str, Any]
 
@@ -107,7 +106,7 @@ def torchrun(*command: str, stdin: str | None = None, **environment: str) -> sub
         "CUDA_VISIBLE_DEVICES": "",
         **environment,
     }
-    settings = {"env": environment, "input": stdin, "capture_output": True, "text": True, "timeout": TIMEOUT_SECONDS}
+    settings = {"env": environment, "input": stdin, "capture_output": True, "text": True, "timeout": HANG_SECONDS}
     return subprocess.run([*launch, *command], **settings)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from helpers import ROOT
+from helpers import HANG_SECONDS, ROOT
 from helpers.lm_eval_reference import TOLERANCE, log_likelihood, make_adapter, make_reference
 from helpers.tiny_models import make_tokenizer
 from pdevis import DecodeConfig
@@ -120,7 +120,7 @@ def test_command_line_runs_tasks(folder: Path, reference: Any, tasks: SimpleName
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
     assert run.returncode == 0, run.stderr
     assert "tiny_generate" in run.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+from helpers import HANG_SECONDS
 from pdevis.loading import checkpoint, hub
 from pdevis.loading.catalog import Source
 from pdevis.util.validation import ModelLoadError
@@ -67,16 +67,14 @@ def test_no_network(tmp_path: Path, offline: bool) -> None:
     settings = {"HF_HUB_OFFLINE": "1"} if offline else {"HF_ENDPOINT": "http://127.0.0.1:9"}
     code = "import sys; from pdevis.loading.checkpoint import find_source; find_source('qwen-0.6b')"
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    began = time.perf_counter()
     run = subprocess.run(
         [sys.executable, "-c", code],
         env=environment | {"HF_HOME": str(tmp_path)} | settings,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("pdevis.util.validation.ModelLoadError: Qwen/Qwen3-0.6B: the hub cannot be reached")
     assert "hf download Qwen/Qwen3-0.6B" in last
     assert "Retry" not in run.stderr
-    assert time.perf_counter() - began < 60

@@ -14,6 +14,7 @@ from functools import partial
 import psutil
 import pytest
 
+from helpers import HANG_SECONDS
 from helpers.processes import (
     GREEDY,
     PROMPT,
@@ -36,7 +37,6 @@ from pdevis.util.validation import ModelLoadError
 
 LANES = DraftConfig("parallel", 0.3)
 ENDLESS = replace(GREEDY, gamma=6000, max_new_tokens=6000)  # a draft of many seconds
-MAX_SECONDS = 120.0  # from a failure to the error, on a busy machine too; only catches a hang
 BUSY_SECONDS = 3.0  # that a worker spends before it loads
 
 
@@ -89,9 +89,9 @@ def fails(message, pids=(), error=WorkerError):
     begin = time.monotonic()
     with pytest.raises(error, match=rf"\A{message}\Z") as caught:
         yield
-    assert time.monotonic() - begin < MAX_SECONDS
+    assert time.monotonic() - begin < HANG_SECONDS
     assert "\n" not in str(caught.value)
-    assert eventually(lambda: not any(map(is_running, pids)), 1.0)
+    assert eventually(lambda: not any(map(is_running, pids)))
 
 
 def run_during_draft(monkeypatch, workers, action):
@@ -162,11 +162,11 @@ def test_a_rank_that_runs_out_of_memory(running):
 @pytest.mark.parametrize(("rank", "when"), [(0, "idle"), slow(1, "drafting"), slow(1, "a long prompt")])
 def test_a_rank_that_hangs_is_reported_after_the_timeout_and_killed(spec, target, monkeypatch, rank, when):
     """SIGTERM does not end a stopped process, SIGKILL does. The long prompt does not fit into the pipe."""
-    workers = WorkerPool(spec, device_slots(2), target_vocab=VOCAB, timeout_seconds=1.0)
+    workers = WorkerPool(spec, device_slots(2), target_vocab=VOCAB, timeout_seconds=5.0)
     pids, drafter = pids_of(workers), remote_drafter(workers, LANES)
     assert decode(target, drafter, GREEDY)[0] == plain(target)
     config = run_when(monkeypatch, workers, when, partial(os.kill, pids[rank], signal.SIGSTOP))
-    reason = rf"(no heartbeat|rank {rank} of the drafter has not answered) for 1 s"
+    reason = rf"(no heartbeat|rank {rank} of the drafter has not answered) for 5 s"
     with fails(rf"the drafter's process on {workers.device_slots[rank]} failed \({reason}\)", pids):
         if when == "a long prompt":
             workers.call("prefill", [3] * 300_000)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from helpers import ROOT
+from helpers import HANG_SECONDS, ROOT
 from helpers.processes import PROMPT, VOCAB, device_slots, eventually, is_running, open_file_count, spec_of
 from helpers.tiny_models import make_tokenizer
 from pdevis.config import DecodeConfig, DraftConfig
@@ -100,7 +100,7 @@ def test_workers_end_if_the_main_process_is_killed(folder, temporary, stage):
         main.kill()
         main.wait()
         main.stdout.close()
-    assert eventually(lambda: not any(map(is_running, pids)), 12.0)
+    assert eventually(lambda: not any(map(is_running, pids)))
     assert not list(temporary.glob("pdevis-*"))
     assert eventually(lambda: shared_memory() <= before)
 
@@ -133,7 +133,7 @@ def test_ctrl_c_in_the_terminal_ends_everything(folder, temporary, line, seconds
             assert main.stdout.read(1), "the answer has begun"
         time.sleep(seconds)
         os.killpg(main.pid, signal.SIGINT)
-        _, errors = main.communicate(timeout=120)  # only catches a hang
+        _, errors = main.communicate(timeout=HANG_SECONDS)
     finally:
         main.kill()
         main.communicate()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT
+from helpers import HANG_SECONDS, ROOT
 
 BLOCK = re.compile(r"^<!-- (\w+): (edit|new) (\S+) -->\n```(\w+)\n(.*?)^```$", re.M | re.S)
 SKIPPED = (".git", ".venv", ".pytest_cache", ".ruff_cache", "__pycache__", "results", "build", "dist", "*.egg-info")
@@ -70,7 +70,7 @@ def copy_of_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_python(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
 def test_every_block_belongs_to_an_example() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT
+from helpers import HANG_SECONDS, ROOT
 
 SKIPPED = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", "build", "dist", "results"}
 
@@ -59,7 +59,7 @@ def test_every_module_imports_alone_and_does_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == {}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from helpers import ROOT
+from helpers import HANG_SECONDS, ROOT
 from pdevis.devices import available_cores
 from pdevis.simulate.__main__ import build_parser
 
@@ -19,7 +19,7 @@ def measure(*argv: object) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
 
 

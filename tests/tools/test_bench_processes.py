@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from helpers import ROOT
+from helpers import HANG_SECONDS, ROOT
 from pdevis.devices import available_cores
 
 needs_two_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
@@ -20,7 +20,7 @@ def run_tool(name: str, *argv: object) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
 
 

@@ -1,7 +1,7 @@
-"""A file for --code_path in tests: pdevis' own load_pair, with answers that can be delayed, interrupted or failing.
+"""A file for --code_path in tests: pdevis' own load_pair, with answers that can hang, be interrupted or failing.
 
-Environment variables: WAIT, delay of every answer in seconds; STOP_AT and FAIL_AT, number of the answer (from 1, with
-warm-ups) that is interrupted as by Ctrl-C, or fails.
+Environment variables: HANG_AT, STOP_AT and FAIL_AT, number of the answer (from 1, with warm-ups) that never comes, is
+interrupted as by Ctrl-C, or fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def load_pair(*args: Any, **settings: Any) -> Any:
     def controlled_generate(*args: Any, **settings: Any) -> Any:
         nonlocal count
         count += 1
-        time.sleep(float(os.environ.get("WAIT", "0")))
+        if count == int(os.environ.get("HANG_AT", "0")):
+            time.sleep(86400)
         if count == int(os.environ.get("STOP_AT", "0")):
             raise KeyboardInterrupt
         if count == int(os.environ.get("FAIL_AT", "0")):

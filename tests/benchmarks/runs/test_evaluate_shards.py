@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import HANG_SECONDS
 from helpers.evaluation import Scripts, load, timeless
 from pdevis.benchmarks.runs.distributed import DistEnv, join_processes
 from pdevis.benchmarks.runs.journal import Journal, find_journals, journal_path
@@ -95,7 +96,7 @@ def test_two_processes_write_the_same_file_as_one(scripts: Scripts) -> None:
     assert scripts("mmlu", *flags, "--output", "one.json")[0] == 0
     one = timeless(load(Path("one.json")))
     process = scripts.start("mmlu", *flags, "--output", "two.json", launcher=LAUNCHER)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, err
     assert timeless(load(Path("two.json"))) == one
     assert "mmlu, process 0: 100%" in err
@@ -120,6 +121,6 @@ def test_two_processes_write_the_same_file_as_one(scripts: Scripts) -> None:
 @pytest.mark.slow
 def test_a_mistake_is_reported_once(scripts: Scripts) -> None:
     process = scripts.start("mmlu", "--output", ".", launcher=LAUNCHER)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode
     assert err.count("error: --output .: is a folder") == 1

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers import HANG_SECONDS
 from helpers.decoding import GREEDY, PROMPT, plain
 from helpers.processes import PYTHONPATH
 from pdevis.config import DraftConfig
@@ -33,7 +34,6 @@ from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")
 IDS = torch.randint(0, 256, (40,), generator=torch.Generator().manual_seed(0))
-TIMEOUT_SECONDS = 120  # it takes about 6
 
 # ---- what the processes do ----
 
@@ -93,7 +93,7 @@ def test_a_sharded_model_equals_the_whole_one(tiny_folder: Callable[..., Path], 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PYTHONPATH}
     command = [*launch, __file__, *folders]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "Error" in line)
     row = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert row["cache"] == 1  # of two key heads: the cache is sharded as well

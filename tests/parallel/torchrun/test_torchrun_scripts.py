@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from helpers import HANG_SECONDS
 from helpers.evaluation import timeless
-from helpers.processes import APP, TIMEOUT_SECONDS, one_object, torchrun
+from helpers.processes import APP, one_object, torchrun
 from pdevis.config import DecodeConfig
 from pdevis.pair import load_pair
 
@@ -45,7 +46,7 @@ def test_an_evaluation_under_torchrun(folders: Callable[..., Any], tmp_path: Pat
             done = torchrun(script, *words)
             assert done.returncode == 0, done.stderr
         else:
-            subprocess.run([sys.executable, script, *words], check=True, capture_output=True, timeout=TIMEOUT_SECONDS)
+            subprocess.run([sys.executable, script, *words], check=True, capture_output=True, timeout=HANG_SECONDS)
         results.append(json.loads(output.read_text()))
     assert timeless(results[0]) == timeless(results[1])
 
