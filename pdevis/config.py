@@ -13,7 +13,8 @@ from typing import Literal
 from pdevis.util.validation import check_bool, check_integer, check_number, check_one_of
 
 AUTO, RANKS = "auto", "ranks"  # ranks, as a device: the processes that torchrun has started
-MODES = (AUTO, "exact", "skip", "parallel")
+SUBLAYER_MODES = ("skip", "parallel")  # drop layers or run them together, so they need access to sublayers
+MODES = (AUTO, "exact", *SUBLAYER_MODES)
 CHECKS = ("inline", "planned")
 METHODS = ("speculative", "target", "drafter")  # of decoding a text: with both models, or with one of them
 
@@ -54,9 +55,9 @@ class DraftConfig:
         check_integer("keep_first", self.keep_first, minimum=0)
         check_integer("keep_last", self.keep_last, minimum=0)
         check_bool("calibrate", self.calibrate)
-        if self.check == "planned" and not self.calibrate and self.mode in ("skip", "parallel"):
+        if self.check == "planned" and not self.calibrate and self.mode in SUBLAYER_MODES:
             raise ValueError(
-                "check = 'planned' with calibrate = False: must be 'inline', since plans come from calibration passes"
+                "check = 'planned' with calibrate = False: must be 'inline', as calibration makes the schedules"
             )
 
     @property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pdevis.config import DraftConfig
+from pdevis.config import SUBLAYER_MODES, DraftConfig
 
 
 def check_mode(mode: str, has_sublayers: bool) -> None:
     """Raise ValueError if a drafting mode needs access to the drafter's sublayers and there is none."""
-    if mode in ("skip", "parallel") and not has_sublayers:
+    if mode in SUBLAYER_MODES and not has_sublayers:
         raise ValueError(
             f"mode = {mode!r}: needs a drafter of a family whose layers pdevis runs itself "
             "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"

@@ -22,7 +22,7 @@ from pdevis.loading.model_builder import LoadSpec, check_lanes, make_causal_lm, 
 from pdevis.loading.weights.families import FAMILIES, unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.compiled import compile_stack
-from pdevis.models.linear import PRECISIONS, resolve_precision, storage_dtype
+from pdevis.models.linear import PRECISIONS, STACK_FORMATS, resolve_precision, storage_dtype
 from pdevis.models.stack import DecoderStack
 from pdevis.parallel.torchrun.process_group import RankChannel, Ranks, start_ranks, under_torchrun
 from pdevis.parallel.torchrun.tensor_parallel import TensorParallel
@@ -190,7 +190,7 @@ def _fit_precision(flag: str, asked: str, resolved: str, hf_only_reason: str | N
         resolved: the format for the model's device.
         hf_only_reason: why the model runs through transformers; None if it runs as a `DecoderStack`.
     """
-    if resolved not in ("packed", "int8") or hf_only_reason is None:
+    if resolved not in STACK_FORMATS or hf_only_reason is None:
         return resolved
     if asked == AUTO:
         return "float32"

@@ -31,7 +31,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-PRECISIONS = ("auto", *DTYPES, "packed", "int8", "nf4")
+STACK_FORMATS = ("packed", "int8")  # of a DecoderStack only; activations are float32
+PRECISIONS = ("auto", *DTYPES, *STACK_FORMATS, "nf4")
 
 # oneDNN chooses its blocking by this row count: packed for 8 rows, a verification of 2 to 8 tokens costs about as much
 # as one token; packed for 1 row it costs 1.5 times as much.
@@ -250,6 +251,6 @@ def resolve_precision(precision: str, device: torch.device, role: str) -> str:
 
 def storage_dtype(precision: str) -> torch.dtype:
     """Return the dtype of activations, embeddings and KV cache under a resolved format."""
-    if precision in ("packed", "int8"):
+    if precision in STACK_FORMATS:
         return torch.float32
     return torch.bfloat16 if precision == "nf4" else DTYPES[precision]

@@ -57,7 +57,6 @@ SPECBENCH_FLAGS = {
     "target_device": "--target_device",
     "draft_device": "--drafter_device",
 }
-GEN_LEN = {"wmt": 128, "mmlu": 16, "mgsm": 256, "math": 512, "ifeval": 512, "specbench": 256}
 RESULTS = Path("results")  # default folder for output, created if it does not exist
 
 EPILOG = """Each item is answered by every one of --methods with the same prompt, limit and settings, after a warm-up. A
@@ -103,7 +102,7 @@ def evaluation_parser(benchmark: str | None, description: str | None, root: Path
     group.add_argument("--no-chat", dest="chat", action="store_false", help=text)
     add_model_flags(parser, names["target_device"], names["draft_device"])
     add_draft_flags(parser)
-    add_decode_flags(parser, names["length"], GEN_LEN.get(benchmark or "", 128))
+    add_decode_flags(parser, names["length"], get_task(benchmark).gen_len if benchmark else Task.gen_len)
     return parser
 
 

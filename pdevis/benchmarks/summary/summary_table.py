@@ -118,7 +118,7 @@ def headline_lines(summary: dict[str, Any]) -> list[str]:
     if same := headline.get("same_as_target"):
         lines.append(
             f"greedy answers equal to the target's: {same['same']} of {same['items']} ({100 * same['share']:.1f} %), "
-            f"{same['near_ties']} near-ties, {same['real_differences']} real differences"
+            f"{same['near_ties']} near-ties, {same['real_differences']} true mismatches"
         )
     for method, tests in summary.get("comparison", {}).items():
         for name, test in tests.items():

@@ -162,6 +162,7 @@ def silenced_checkers() -> Iterator[None]:
 
 class IfEval(Task):
     name = "ifeval"
+    gen_len = 512
     metrics = ("prompt_strict", "prompt_loose")
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:

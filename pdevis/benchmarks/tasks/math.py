@@ -58,6 +58,7 @@ def _without_spaces(latex: str) -> str:
 
 class Math(Task):
     name = "math"
+    gen_len = 512
     metrics = ("correct",)
     groups = ("subject", "level")
 

@@ -167,6 +167,7 @@ def extract_flexible(answer: str) -> str | None:
 
 class Mgsm(Task):
     name = "mgsm"
+    gen_len = 256
     metrics = ("correct", "correct_flexible")
     groups = ("language",)
 

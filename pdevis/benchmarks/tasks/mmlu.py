@@ -72,6 +72,7 @@ def _repeats_options(answer: str, first: str) -> bool:
 
 class Mmlu(Task):
     name = "mmlu"
+    gen_len = 16
     metrics = ("correct",)
     groups = ("subject",)
 

@@ -10,6 +10,7 @@ from pdevis.benchmarks.tasks.task import Scores, Task
 
 class SpecBench(Task):
     name = "specbench"
+    gen_len = 256
     groups = ("category",)
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:

@@ -16,12 +16,14 @@ class Task(Protocol):
 
     Attributes:
         name: one of `BENCHMARKS`.
+        gen_len: default limit on new tokens per answer.
         metrics: keys of `score` that are numbers and may be averaged over questions, the main one first.
         lower_is_better: those of `metrics` that are errors.
         groups: keys of an entry that results are reported by.
     """
 
     name: str
+    gen_len: int = 128
     metrics: tuple[str, ...] = ()
     lower_is_better: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()

@@ -64,6 +64,7 @@ def reference_streams(entries: Sequence[Item]) -> list[list[str | None]]:
 
 class Wmt(Task):
     name = "wmt"
+    gen_len = 128
     metrics = ("bleu", "chrf", "ter", "rouge1", "rougeL")
     lower_is_better = ("ter",)
 
