@@ -41,6 +41,7 @@ from pdevis.models.linear import (
     fbgemm_engine,
     storage_dtype,
 )
+from pdevis.models.rope_config import native_context
 from pdevis.models.rotation import BlockHadamard, RotatedInputLinear, Rotation
 
 MAX_EXACT_PARTS = 4  # devices that split an MLP with the bits of one; more than that round differently on small models
@@ -150,7 +151,7 @@ class WeightReader:
             mlp_size=config.intermediate_size,
             mlp_block=self.mlp_block,
             vocab_size=config.vocab_size,
-            context_length=config.max_position_embeddings,
+            context_length=native_context(config),
         )
 
     # ---- parts of the model ----
