@@ -91,8 +91,8 @@ class Mmlu(Task):
     def entry(self, item: Item) -> Item:
         return {key: item[key] for key in ("question_id", "prompt", "label", "subject")}
 
-    def score(self, entry: Item, text: str) -> Scores:
-        option = extract_option(text)
+    def score_answer(self, entry: Item, answer: str) -> Scores:
+        option = extract_option(answer)
         return {"correct": int(option == entry["label"]), "extracted": option}
 
     def corpus(self, entries: Sequence[Item], texts: Sequence[str], scores: Sequence[Scores]) -> dict[str, Any]:

@@ -14,12 +14,18 @@ from typing import Any
 
 from pdevis.benchmarks.tasks.items import Item, load_items, text, texts
 from pdevis.benchmarks.tasks.task import Scores, Task
+from pdevis.reasoning.split_reasoning import split_reasoning
 
 SIGNIFICANT = 0.05  # p-values below it
 
 
-def one_line(output: str) -> str:
-    return " ".join(output.split())
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def translation(text: str) -> str:
+    """The answer in a text of a model, as one line."""
+    return one_line(split_reasoning(text).answer)
 
 
 def source(item: Item) -> str:
@@ -84,9 +90,9 @@ class Wmt(Task):
     def entry(self, item: Item) -> Item:
         return {key: item[key] for key in ("question_id", "prompt", "label")}
 
-    def score(self, entry: Item, text: str) -> Scores:
+    def score_answer(self, entry: Item, answer: str) -> Scores:
         """Sentence-level scores, for looking at single answers: corpus scores are not their means."""
-        output, labels = one_line(text), references(entry)
+        output, labels = one_line(answer), references(entry)
         scores = {name: metric.sentence_score(output, labels).score for name, metric in sentence_metrics().items()}
         overlap = rouge().score_multi(labels, output)
         return scores | {name: 100 * overlap[name].fmeasure for name in ("rouge1", "rougeL")}
@@ -95,7 +101,7 @@ class Wmt(Task):
         """Corpus scores of sacrebleu, and mean ROUGE."""
         if not entries:
             return {}
-        outputs, labels = [one_line(text) for text in texts], reference_streams(entries)
+        outputs, labels = [translation(text) for text in texts], reference_streams(entries)
         results: dict[str, Any] = {}
         for name, metric in corpus_metrics().items():
             score = metric.corpus_score(outputs, labels).score
@@ -120,7 +126,7 @@ class Wmt(Task):
         from sacrebleu.significance import PairedTest
 
         systems = [
-            (name, [one_line(text) for text in outputs])
+            (name, [translation(text) for text in outputs])
             for name, outputs in (("target", target_texts), ("other", other_texts))
         ]
         signatures, scores = PairedTest(systems, corpus_metrics(), reference_streams(entries), test_type="bs")()
