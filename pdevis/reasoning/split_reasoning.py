@@ -87,7 +87,7 @@ def split_reasoning(text: str, *, end: str | None = None) -> SplitText:
 
     Args:
         text: all that the model wrote. If the prompt ended with the opening tag, that tag must come first
-            (`opening_tag`): without it, a thought that does not end cannot be told from an answer.
+            (`opening_tag`): without it, a thought that does not end cannot be distinguished from an answer.
         end: a further text that ends thoughts, for models whose tag is not known here.
     """
     for split in (_split_channels(text), _split_sentences(text)):

@@ -1,4 +1,4 @@
-"""Reasoning is told from the answer: every form of tags, with and without the opening one, finished or not."""
+"""Reasoning is divided from the answer: every form of tags, with and without the opening one, finished or not."""
 
 from __future__ import annotations
 
