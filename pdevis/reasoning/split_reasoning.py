@@ -127,9 +127,11 @@ def _split_tags(text: str, end: str | None) -> SplitText:
         return SplitText("", text)
     thought: int | None = None if tags[0].opens else _ANY  # the tag of the thought at this position
     position, thoughts, others = 0, [], [""]
-    for number, tag in enumerate(tags):
+    closings = {tag.kind: tag.start for tag in tags if not tag.opens}  # the last one of each kind
+    for tag in tags:
         if thought is None:
-            if tag.opens and not (_begins_a_line(text, tag.start) or _is_closed(tags[number + 1 :], tag.kind)):
+            is_closed = max(closings.get(tag.kind, -1), closings.get(_ANY, -1)) > tag.start
+            if tag.opens and not is_closed and not _begins_a_line(text, tag.start):
                 continue  # a mention of the tag
             others.append(text[position : tag.start])
             thought = tag.kind if tag.opens else None
@@ -159,11 +161,7 @@ def _find_tags(text: str, end: str | None) -> Iterator[_Tag]:
 
 
 def _begins_a_line(text: str, position: int) -> bool:
-    return not text[:position].rpartition("\n")[2].strip()
-
-
-def _is_closed(tags: list[_Tag], kind: int) -> bool:
-    return any(not tag.opens and tag.kind in (kind, _ANY) for tag in tags)
+    return not text[text.rfind("\n", 0, position) + 1 : position].strip()
 
 
 def _unwrap(answer: str) -> str:
