@@ -88,14 +88,16 @@ def target_languages(items: Sequence[Mapping[str, Any]], references: Sequence[Se
     """The language of each item of a file.
 
     Short references may be of two languages by their script (東京大学), or mostly names in another one. An item that
-    names no language therefore gets the one detected most often, if its references have a character of that script.
+    names no language therefore gets the one detected most often, if its references have a character of that script, or
+    if nine of ten such items are in that language.
     """
     languages = [target_language(item, labels) for item, labels in zip(items, references)]
     detected = [i for i, item in enumerate(items) if item.get(KEY) is None]
     if not detected:
         return languages
-    usual = Counter(languages[i] for i in detected).most_common(1)[0][0]
+    usual, count = Counter(languages[i] for i in detected).most_common(1)[0]
+    script = _PATTERNS.get(usual)
     for i in detected:
-        if usual in _PATTERNS and _PATTERNS[usual].search("\n".join(references[i])):
+        if 10 * count >= 9 * len(detected) or (script and script.search("\n".join(references[i]))):
             languages[i] = usual
     return languages

@@ -72,4 +72,6 @@ def test_short_references_get_the_usual_language_of_the_file() -> None:
     labels = [["今日は天気がいい。"], ["猫が座っている。"], ["東京大学"], ["iPhone 15 Pro Max Ultra 発売"], ["OK"]]
     assert target_languages([{}] * 5, labels) == ["ja", "ja", "ja", "ja", OTHER]
     assert target_languages([{}] * 4 + [{"target_language": "de-ja"}], labels)[4] == "ja"
+    assert target_languages([{}] * 10, [["今天天气很好。"]] * 9 + [["OK"]]) == ["zh"] * 10
+    assert target_languages([{}] * 10, [["The cat sat."]] * 9 + [["你好"]]) == [OTHER] * 10
     assert target_languages([{"target_language": None}, {"target_language": "zh"}], [["東京大学"]] * 2) == ["zh", "zh"]
