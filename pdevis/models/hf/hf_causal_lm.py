@@ -73,7 +73,7 @@ class HFCausalLM:
 
     @property
     def note(self) -> str | None:
-        """What a user should know about the way in which the model runs."""
+        """A remark for the user on the way in which the model runs; None if there is nothing to say."""
         return NOTES.get(self.way)
 
     @property
