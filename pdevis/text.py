@@ -5,6 +5,8 @@ The decoders know token ids only: `GenerationStream` is the one place that gives
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Integral
@@ -17,6 +19,9 @@ from pdevis.generation import DecodeStats, TokenEvent
 Message = dict[str, str]
 Prompt = str | list[Message] | list[int]
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoded from the first bytes of a character
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte of a character that is not in the vocabulary
+CONTEXT = 16  # tokens
+LOCAL_DECODERS = ("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece")
 
 
 class PromptTooLongError(ValueError):
@@ -31,29 +36,71 @@ class PromptTooLongError(ValueError):
 class StreamingDetokenizer:
     """Turn a growing list of ids into pieces of text that add up to the text of all of them.
 
-    A piece is decoded together with the one before it, since tokenizers treat the start of a text in a special way;
-    and it is held back while it ends inside a character.
+    The text of a token depends on its neighbours: a decoder drops the space that begins a text, joins the bytes of a
+    character, or ends a word if another one follows. So a token is decoded together with those before it, the last 16
+    to 32, which is more than any of the decoders in `decodes_locally` looks back. Text is held back if the next token
+    may still change it: the first bytes of a character, and byte tokens as long as they follow each other, since one
+    that is not UTF-8 makes all of them unreadable. They are decoded once, after the last of them.
+
+    Special tokens are left out before anything else: in front of a word they would make it look like the first one.
+    A tokenizer whose decoder is not in `decodes_locally` gives its whole text after the last token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._context = 0  # ids from here on are decoded again
-        self._emitted = 0  # the text of the ids before this one has been returned
+        self._local = decodes_locally(tokenizer)
+        added = tokenizer.added_tokens_decoder if self._local else {}
+        self._special = {number for number, token in added.items() if token.special}
+        self._ids: list[int] = []  # the last tokens; of a local decoder without special ones
+        self._returned = 0  # letters of their text that have been returned
 
     def add(self, token: int, last: bool = False) -> str:
         """Return the text that `token` completes; after the `last` token also the text that is still held back."""
-        self._ids.append(token)
-        before = self.decode(self._ids[self._context : self._emitted])
-        after = self.decode(self._ids[self._context :])
-        if (after.endswith(INCOMPLETE) and not last) or len(after) < len(before):
+        name = self.tokenizer.convert_ids_to_tokens(token) if self._local else ""
+        is_text = name is not None and token not in self._special
+        if is_text:
+            self._ids.append(token)
+        if not last and (not is_text or not self._local or BYTE_TOKEN.fullmatch(name)):
             return ""
-        self._context, self._emitted = self._emitted, len(self._ids)
-        return after[len(before) :]
+        text = self.decode(self._ids)
+        complete = text if last else text.removesuffix(INCOMPLETE)
+        piece, self._returned = complete[self._returned :], max(len(complete), self._returned)
+        if self._local and len(self._ids) > 2 * CONTEXT:
+            self._ids = self._ids[-CONTEXT:]
+            self._returned = len(self.decode(self._ids).removesuffix(INCOMPLETE))
+        return piece
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def decodes_locally(tokenizer: Any) -> bool:
+    """Return True if the text of a token depends on the tokens next to it and on the start of the text only."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or type(tokenizer)._decode.__module__ != "transformers.tokenization_utils_tokenizers":
+        return False  # computed in Python by the tokenizer's own class
+    if backend.decoder is None:
+        return True  # spaces between tokens
+    try:
+        steps = _decoder_steps(json.loads(backend.decoder.__getstate__()))
+    except Exception:  # a decoder written in Python has no state
+        return False
+    joined = False  # True if the next step receives the whole text instead of its tokens
+    for step in steps:
+        kind, pattern = step["type"], step.get("pattern", {}).get("String", "")
+        if kind not in LOCAL_DECODERS or (kind == "Strip" and (step["start"] >= CONTEXT or step["stop"])):
+            return False
+        if joined and kind not in ("Fuse", "Strip") and not (kind == "Replace" and len(pattern) == 1):
+            return False
+        joined = joined or kind in ("Fuse", "ByteLevel")
+    return True
+
+
+def _decoder_steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+    if decoder["type"] != "Sequence":
+        return [decoder]
+    return [step for part in decoder["decoders"] for step in _decoder_steps(part)]
 
 
 class GenerationStream(Iterator[TokenEvent]):
