@@ -58,8 +58,9 @@ def rows(dataset: str, revision: str, split: str = "test", table: str | None = N
     try:
         if table:
             file = f"hf://datasets/{dataset}@{revision}/{table}"
-            return list(load_dataset("csv", data_files={split: file}, split=split, delimiter="\t", **options))
-        return list(load_dataset(dataset, revision=revision, split=split, **options))
+            options |= {"data_files": {split: file}, "delimiter": "\t"}
+            return list(load_dataset("csv", split=split, trust_remote_code=False, **options))
+        return list(load_dataset(dataset, revision=revision, split=split, trust_remote_code=False, **options))
     except Exception as error:
         raise FetchError(f"{dataset} at revision {revision}: {reason(error)}") from error
 

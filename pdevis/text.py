@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from numbers import Integral
+from types import FrameType
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment
 
 from pdevis.generation import DecodeStats, TokenEvent
+from pdevis.util.validation import first_line
 
 Message = dict[str, str]
 Prompt = str | list[Message] | list[int]
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoded from the first bytes of a character
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte of a character that is not in the vocabulary
 CONTEXT = 16  # tokens
+TEMPLATE_SECONDS = 5.0  # of CPU time; real templates need milliseconds
 LOCAL_DECODERS = ("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece")
 
 
@@ -146,7 +153,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, model: str) -> lis
         if not prompt.strip():
             raise ValueError(f"prompt = {prompt!r}: must not be empty")
         if not chat:
-            return list(_tokenize(tokenizer, prompt)["input_ids"])
+            return list(_tokenize(tokenizer, prompt))
         prompt = [{"role": "user", "content": prompt}]
     parts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
     if not parts:
@@ -160,7 +167,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, model: str) -> lis
             )
     if not tokenizer.chat_template:
         raise ValueError(f"{model} has no chat template: encode(text, chat=False), or --no-chat")
-    return list(_tokenize(tokenizer.apply_chat_template, parts, add_generation_prompt=True, return_dict=False))
+    return list(apply_chat_template(tokenizer, parts, add_generation_prompt=True, return_dict=False))
 
 
 def check_ids(ids: list[int], vocab_size: int, context_length: int) -> None:
@@ -176,9 +183,53 @@ def check_ids(ids: list[int], vocab_size: int, context_length: int) -> None:
         raise PromptTooLongError(len(ids), context_length)
 
 
-def _tokenize(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a tokenizer. Raise ValueError for what it refuses: broken text, roles that its template does not have."""
+def _tokenize(tokenizer: Any, text: str) -> Any:
     try:
-        return function(*args, **options)
-    except (TypeError, ValueError, TemplateError) as error:
-        raise ValueError(f"the tokenizer refuses this prompt: {error}") from error
+        return tokenizer(text)["input_ids"]
+    except (TypeError, ValueError) as error:  # such as half surrogate pairs
+        raise ValueError(f"the tokenizer refuses this prompt: {first_line(error)}") from error
+
+
+def apply_chat_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
+    """Return what the tokenizer's function of this name does, within `TEMPLATE_SECONDS`.
+
+    A chat template is a program that comes with the model. transformers runs it in jinja's sandbox, which gives it no
+    files and no long ranges; loops inside loops may still run for days.
+
+    Raises:
+        ValueError: the template refuses these messages, fails, needs too long, or has an operator that may need too
+            long on its own.
+    """
+    templates = tokenizer.chat_template
+    try:
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            if isinstance(template, str) and _has_power(template):
+                raise ValueError("the chat template has the operator **, which is not supported")
+        with _cpu_limit(TEMPLATE_SECONDS):
+            return tokenizer.apply_chat_template(messages, **options)
+    except Exception as error:  # a template can raise any error
+        raise ValueError(f"the tokenizer refuses this prompt: {first_line(error)}") from error
+
+
+@lru_cache
+def _has_power(template: str) -> bool:
+    """Return True if a template has the operator **: a single power can take hours, and no limit stops it."""
+    return any(kind == "operator" and value == "**" for _, kind, value in Environment().lex(template))
+
+
+@contextmanager
+def _cpu_limit(seconds: float) -> Iterator[None]:
+    """End a template after this much CPU time, in any thread, at its next line or call of a function."""
+    end = time.thread_time() + seconds
+
+    def check(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.thread_time() > end:
+            raise ValueError(f"its chat template needs more than {seconds:g} s")
+        return check if frame.f_code.co_filename == "<template>" else None
+
+    before = sys.gettrace()
+    sys.settrace(check)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

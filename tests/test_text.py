@@ -1,8 +1,10 @@
-"""Pieces of a text that is written token by token: their sum is the tokenizer's text, for every kind of tokenizer."""
+"""Pieces of a text that add up to the tokenizer's text of all ids, and chat templates that fail or never end."""
 
 from __future__ import annotations
 
 import random
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import CTRLTokenizer, PreTrainedTokenizerFast
 
-from pdevis.text import CONTEXT, INCOMPLETE, StreamingDetokenizer, decodes_locally
+import pdevis.text
+from helpers.tiny_models import make_tokenizer
+from pdevis.text import CONTEXT, INCOMPLETE, StreamingDetokenizer, decodes_locally, encode_prompt
 
 SPECIAL = ("<unk>", "<s>", "</s>", "[TOOL_CALLS]")
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
@@ -193,3 +197,61 @@ def test_tokenizer_written_in_python_gives_its_text_at_the_end(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     assert pieces_of(tokenizer, [0, 1, 3, 2]) == ["", "", "", text_of(tokenizer, [0, 1, 3, 2])]
+
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{% endfor %}"
+MACRO = "{% macro f(n) %}BODY{% endmacro %}"
+
+
+def refusal(template: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        encode_prompt(make_tokenizer(chat_template=template), "hi", chat=True, model="m")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (LOOPS.replace("99999", "1000000000"), "Range too big"),
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ missing.key }}", "missing"),
+        ("{{ 'x' * 1000000000000 }}", "MemoryError"),
+        (MACRO.replace("BODY", "{{ f(n) }}") + "{{ f(1) }}", "recursion"),
+        ("{{ 10 ** 10 ** 10 }}", "operator **"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ messages.append(1) }}", "unsafe"),
+    ],
+)
+def test_broken_chat_template_is_one_line(template, words):
+    message = refusal(template)
+    assert message.startswith("the tokenizer refuses this prompt: ")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LOOPS,
+        LOOPS.replace("BODY", "{% if 'x' in messages %}x{% endif %}"),
+        "{% set found = namespace(n=0) %}" + LOOPS.replace("BODY", "{% set found.n = found.n + 1 %}"),
+        "{% for i in range(99999) %}{% for word in range(99999)|select('eq', '') %}{% endfor %}{% endfor %}",
+        MACRO.replace("BODY", "{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}") + "{{ f(60) }}",
+        "{{ lipsum(n=100000) }}",
+    ],
+)
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_endless_chat_template_is_one_line(template, in_thread, monkeypatch):
+    monkeypatch.setattr(pdevis.text, "TEMPLATE_SECONDS", 0.3)
+    before, messages = sys.gettrace(), []
+    run = threading.Thread(target=lambda: messages.append(refusal(template)))
+    if in_thread:
+        run.start()
+        run.join()
+    else:
+        run.run()
+    assert messages == ["the tokenizer refuses this prompt: its chat template needs more than 0.3 s"]
+    assert sys.gettrace() == before

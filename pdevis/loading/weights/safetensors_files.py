@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig
 
 from pdevis.loading.catalog import Source
+from pdevis.loading.hub import from_pretrained
 from pdevis.loading.weights.families import EMBEDDING, HEAD, weight_shapes
 from pdevis.util.validation import ModelLoadError
 
@@ -179,7 +180,7 @@ def open_model(source: Source, config: Any) -> OpenedModel | None:
         shapes.setdefault(f"{HEAD}.weight", shapes.get(f"{EMBEDDING}.weight", ()))
     check_complete(source, sorted(name for name, shape in weight_shapes(config).items() if shapes.get(name) != shape))
     try:
-        generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        generation_config = from_pretrained(GenerationConfig, folder, local_files_only=True)
     except OSError:
         generation_config = None
     return OpenedModel(config, weights, generation_config)
