@@ -5,7 +5,6 @@ The decoders know token ids only: `GenerationStream` is the one place that gives
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 from jinja2 import Environment
 
 from pdevis.generation import DecodeStats, TokenEvent
+from pdevis.util.files import parse_json
 from pdevis.util.validation import first_line
 
 Message = dict[str, str]
@@ -90,7 +90,7 @@ def decodes_locally(tokenizer: Any) -> bool:
     if backend.decoder is None:
         return True  # spaces between tokens
     try:
-        steps = _decoder_steps(json.loads(backend.decoder.__getstate__()))
+        steps = _decoder_steps(parse_json(backend.decoder.__getstate__()))
     except Exception:  # a decoder written in Python has no state
         return False
     joined = False  # True if the next step receives the whole text instead of its tokens

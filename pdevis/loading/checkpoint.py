@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,6 +25,7 @@ from pdevis.loading.catalog import Source, resolve
 from pdevis.loading.hub import explain_hub_error, from_pretrained, is_reachable, without_progress_bars
 from pdevis.loading.weights.families import read_family_config
 from pdevis.loading.weights.safetensors_files import check_complete
+from pdevis.util.files import parse_json, read_text
 from pdevis.util.validation import ModelLoadError, causes, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
@@ -178,7 +178,7 @@ def _tokenizer_class(source: Source) -> str | None:
     """Return the name of the tokenizer's class in tokenizer_config.json; None if there is none."""
     with contextlib.suppress(OSError):
         if file := _find_file(source, "tokenizer_config.json"):
-            return json.loads(Path(file).read_text(encoding="utf-8")).get("tokenizer_class")
+            return parse_json(read_text(file)).get("tokenizer_class")
     return None
 
 

@@ -6,7 +6,6 @@ the same. The tokenizer is transformers'.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from pdevis.loading.hub import from_pretrained
 from pdevis.loading.weights.safetensors_files import SINGLE_FILE, TensorEntry, write_safetensors
+from pdevis.util.files import encode_json
 
 TOP_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 LAYER_NAMES = {
@@ -87,7 +87,7 @@ def _read_config(reader: Any) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(encode_json(content, indent=2) + b"\n")
 
 
 def _entries(reader: Any, config: dict[str, Any]) -> list[TensorEntry]:

@@ -23,6 +23,7 @@ from transformers.generation.configuration_utils import GenerationConfig
 from pdevis.loading.catalog import Source
 from pdevis.loading.hub import from_pretrained
 from pdevis.loading.weights.families import EMBEDDING, HEAD, weight_shapes
+from pdevis.util.files import parse_json, read_text
 from pdevis.util.validation import ModelLoadError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -47,7 +48,7 @@ class SafetensorsFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if (folder / INDEX_FILE).is_file():
-            self._files: dict[str, str] = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+            self._files: dict[str, str] = parse_json(read_text(folder / INDEX_FILE))["weight_map"]
         else:
             with safe_open(folder / SINGLE_FILE, framework="pt") as file:
                 self._files = dict.fromkeys(file.keys(), SINGLE_FILE)
