@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import random
 import sys
@@ -28,6 +27,7 @@ from pdevis.benchmarks.tasks.mgsm import LANGUAGES
 from pdevis.benchmarks.tasks.mmlu import OPTIONS, format_question
 from pdevis.cli import Parser, run_main
 from pdevis.util.argtypes import one_line
+from pdevis.util.files import encode_json, parse_json, read_text
 
 SPEC_BENCH_FILE = "https://raw.githubusercontent.com/hemingkx/Spec-Bench/{revision}/data/spec_bench/question.jsonl"
 SACREBLEU_SET = "wmt14/full"  # the 3003 sentences of the hub's test split; "wmt14" has 2737 of them
@@ -58,8 +58,9 @@ def rows(dataset: str, revision: str, split: str = "test", table: str | None = N
     try:
         if table:
             file = f"hf://datasets/{dataset}@{revision}/{table}"
-            return list(load_dataset("csv", data_files={split: file}, split=split, delimiter="\t", **options))
-        return list(load_dataset(dataset, revision=revision, split=split, **options))
+            options |= {"data_files": {split: file}, "delimiter": "\t"}
+            return list(load_dataset("csv", split=split, trust_remote_code=False, **options))
+        return list(load_dataset(dataset, revision=revision, split=split, trust_remote_code=False, **options))
     except Exception as error:
         raise FetchError(f"{dataset} at revision {revision}: {reason(error)}") from error
 
@@ -115,7 +116,7 @@ def sacrebleu_pairs(languages: str) -> list[tuple[str, str]]:
 
     try:
         files = [get_source_file(SACREBLEU_SET, languages), *get_reference_files(SACREBLEU_SET, languages)[:1]]
-        sources, labels = (Path(file).read_text(encoding="utf-8").rstrip("\n").split("\n") for file in files)
+        sources, labels = (read_text(file).rstrip("\n").split("\n") for file in files)
     except (Exception, SystemExit) as error:  # it exits the program if a checksum is wrong
         raise FetchError(f"sacrebleu's {SACREBLEU_SET} cannot be fetched: {reason(error)}") from error
     if len(sources) != len(labels):
@@ -182,8 +183,8 @@ def fetch_specbench(revision: str) -> list[Item]:
 
     url = SPEC_BENCH_FILE.format(revision=revision)
     try:
-        lines = Path(DownloadManager().download(url)).read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line.strip()]
+        lines = read_text(DownloadManager().download(url)).split("\n")
+        return [parse_json(line) for line in lines if line.strip()]
     except Exception as error:
         raise FetchError(f"{url} cannot be fetched: {reason(error)}") from error
 
@@ -235,11 +236,11 @@ def write(path: Path, items: list[Item], benchmark: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("wb") as file:
             if path.suffix == ".jsonl":
-                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+                file.writelines(encode_json(item) + b"\n" for item in items)
             else:
-                file.write(json.dumps(items, ensure_ascii=False, indent=1) + "\n")
+                file.write(encode_json(items, indent=1) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         try:

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from pdevis.config import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
 from pdevis.profile import DEVICE_FLAGS, Profile, read_profile
 from pdevis.util.argtypes import gamma_value, nearest, one_line, positive_int, settings_field
+from pdevis.util.files import prepare_streams
 
 DEFAULT_TARGET = "smollm2-135m"
 DEFAULT_DRAFTER = "self"
@@ -50,6 +51,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parse like argparse, after writing each flag as it was declared, with the defaults of --profile."""
+        prepare_streams()
         words = list(sys.argv[1:] if args is None else args)
         declared = self._declared_flags()
         end = words.index("--") if "--" in words else len(words)
@@ -253,6 +255,7 @@ def run_main(function: Callable[..., int | None], *args: Any) -> int:
     A user's mistake (ValueError) is one line on stderr and 2, a failing disk or network (OSError) one line and 1,
     Ctrl-C is 130, and a reader that has closed the pipe (as in `| head`) is 1 without a message.
     """
+    prepare_streams()
     try:
         code = function(*args) or 0
         sys.stdout.flush()

@@ -21,6 +21,7 @@ from typing import Any
 
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import RoundCosts
+from pdevis.util.files import encode_json, parse_json, read_text
 
 FORMAT, VERSION = "pdevis profile", 1
 MAX_BYTES = 1 << 24  # a larger file is no profile
@@ -130,7 +131,7 @@ def encode_profile(profile: Profile, made: str, evidence: Mapping[str, Any]) -> 
         "machine": dict(profile.machine),
         "costs": encode_costs(profile.costs),
     }
-    return (json.dumps(content | dict(evidence), indent=1, ensure_ascii=False) + "\n").encode()
+    return encode_json(content | dict(evidence), indent=1) + b"\n"
 
 
 def encode_costs(costs: RoundCosts) -> dict[str, Any]:
@@ -153,10 +154,10 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise ValueError(f"{file}: is not a pdevis profile")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file))
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except json.JSONDecodeError:
         raise ValueError(f"{file}: is not a pdevis profile, or broken: not JSON") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{file}: is not a pdevis profile; python -m pdevis.tune makes one")

@@ -5,18 +5,30 @@ The decoders know token ids only: `GenerationStream` is the one place that gives
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from numbers import Integral
+from types import FrameType
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment
 
 from pdevis.generation import DecodeStats, TokenEvent
+from pdevis.util.files import parse_json
+from pdevis.util.validation import first_line
 
 Message = dict[str, str]
 Prompt = str | list[Message] | list[int]
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoded from the first bytes of a character
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte of a character that is not in the vocabulary
+CONTEXT = 16  # tokens
+TEMPLATE_SECONDS = 5.0  # of CPU time; real templates need milliseconds
+LOCAL_DECODERS = ("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece")
 
 
 class PromptTooLongError(ValueError):
@@ -31,29 +43,71 @@ class PromptTooLongError(ValueError):
 class StreamingDetokenizer:
     """Turn a growing list of ids into pieces of text that add up to the text of all of them.
 
-    A piece is decoded together with the one before it, since tokenizers treat the start of a text in a special way;
-    and it is held back while it ends inside a character.
+    The text of a token depends on its neighbours: a decoder drops the space that begins a text, joins the bytes of a
+    character, or ends a word if another one follows. So a token is decoded together with those before it, the last 16
+    to 32, which is more than any of the decoders in `decodes_locally` looks back. Text is held back if the next token
+    may still change it: the first bytes of a character, and byte tokens as long as they follow each other, since one
+    that is not UTF-8 makes all of them unreadable. They are decoded once, after the last of them.
+
+    Special tokens are left out before anything else: in front of a word they would make it look like the first one.
+    A tokenizer whose decoder is not in `decodes_locally` gives its whole text after the last token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._context = 0  # ids from here on are decoded again
-        self._emitted = 0  # the text of the ids before this one has been returned
+        self._local = decodes_locally(tokenizer)
+        added = tokenizer.added_tokens_decoder if self._local else {}
+        self._special = {number for number, token in added.items() if token.special}
+        self._ids: list[int] = []  # the last tokens; of a local decoder without special ones
+        self._returned = 0  # letters of their text that have been returned
 
     def add(self, token: int, last: bool = False) -> str:
         """Return the text that `token` completes; after the `last` token also the text that is still held back."""
-        self._ids.append(token)
-        before = self.decode(self._ids[self._context : self._emitted])
-        after = self.decode(self._ids[self._context :])
-        if (after.endswith(INCOMPLETE) and not last) or len(after) < len(before):
+        name = self.tokenizer.convert_ids_to_tokens(token) if self._local else ""
+        is_text = name is not None and token not in self._special
+        if is_text:
+            self._ids.append(token)
+        if not last and (not is_text or not self._local or BYTE_TOKEN.fullmatch(name)):
             return ""
-        self._context, self._emitted = self._emitted, len(self._ids)
-        return after[len(before) :]
+        text = self.decode(self._ids)
+        complete = text if last else text.removesuffix(INCOMPLETE)
+        piece, self._returned = complete[self._returned :], max(len(complete), self._returned)
+        if self._local and len(self._ids) > 2 * CONTEXT:
+            self._ids = self._ids[-CONTEXT:]
+            self._returned = len(self.decode(self._ids).removesuffix(INCOMPLETE))
+        return piece
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def decodes_locally(tokenizer: Any) -> bool:
+    """Return True if the text of a token depends on the tokens next to it and on the start of the text only."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or type(tokenizer)._decode.__module__ != "transformers.tokenization_utils_tokenizers":
+        return False  # computed in Python by the tokenizer's own class
+    if backend.decoder is None:
+        return True  # spaces between tokens
+    try:
+        steps = _decoder_steps(parse_json(backend.decoder.__getstate__()))
+    except Exception:  # a decoder written in Python has no state
+        return False
+    joined = False  # True if the next step receives the whole text instead of its tokens
+    for step in steps:
+        kind, pattern = step["type"], step.get("pattern", {}).get("String", "")
+        if kind not in LOCAL_DECODERS or (kind == "Strip" and (step["start"] >= CONTEXT or step["stop"])):
+            return False
+        if joined and kind not in ("Fuse", "Strip") and not (kind == "Replace" and len(pattern) == 1):
+            return False
+        joined = joined or kind in ("Fuse", "ByteLevel")
+    return True
+
+
+def _decoder_steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+    if decoder["type"] != "Sequence":
+        return [decoder]
+    return [step for part in decoder["decoders"] for step in _decoder_steps(part)]
 
 
 class GenerationStream(Iterator[TokenEvent]):
@@ -99,7 +153,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, model: str) -> lis
         if not prompt.strip():
             raise ValueError(f"prompt = {prompt!r}: must not be empty")
         if not chat:
-            return list(_tokenize(tokenizer, prompt)["input_ids"])
+            return list(_tokenize(tokenizer, prompt))
         prompt = [{"role": "user", "content": prompt}]
     parts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
     if not parts:
@@ -113,7 +167,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, model: str) -> lis
             )
     if not tokenizer.chat_template:
         raise ValueError(f"{model} has no chat template: encode(text, chat=False), or --no-chat")
-    return list(_tokenize(tokenizer.apply_chat_template, parts, add_generation_prompt=True, return_dict=False))
+    return list(apply_chat_template(tokenizer, parts, add_generation_prompt=True, return_dict=False))
 
 
 def check_ids(ids: list[int], vocab_size: int, context_length: int) -> None:
@@ -129,9 +183,53 @@ def check_ids(ids: list[int], vocab_size: int, context_length: int) -> None:
         raise PromptTooLongError(len(ids), context_length)
 
 
-def _tokenize(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a tokenizer. Raise ValueError for what it refuses: broken text, roles that its template does not have."""
+def _tokenize(tokenizer: Any, text: str) -> Any:
     try:
-        return function(*args, **options)
-    except (TypeError, ValueError, TemplateError) as error:
-        raise ValueError(f"the tokenizer refuses this prompt: {error}") from error
+        return tokenizer(text)["input_ids"]
+    except (TypeError, ValueError) as error:  # such as half surrogate pairs
+        raise ValueError(f"the tokenizer refuses this prompt: {first_line(error)}") from error
+
+
+def apply_chat_template(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
+    """Return what the tokenizer's function of this name does, within `TEMPLATE_SECONDS`.
+
+    A chat template is a program that comes with the model. transformers runs it in jinja's sandbox, which gives it no
+    files and no long ranges; loops inside loops may still run for days.
+
+    Raises:
+        ValueError: the template refuses these messages, fails, needs too long, or has an operator that may need too
+            long on its own.
+    """
+    templates = tokenizer.chat_template
+    try:
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            if isinstance(template, str) and _has_power(template):
+                raise ValueError("the chat template has the operator **, which is not supported")
+        with _cpu_limit(TEMPLATE_SECONDS):
+            return tokenizer.apply_chat_template(messages, **options)
+    except Exception as error:  # a template can raise any error
+        raise ValueError(f"the tokenizer refuses this prompt: {first_line(error)}") from error
+
+
+@lru_cache
+def _has_power(template: str) -> bool:
+    """Return True if a template has the operator **: a single power can take hours, and no limit stops it."""
+    return any(kind == "operator" and value == "**" for _, kind, value in Environment().lex(template))
+
+
+@contextmanager
+def _cpu_limit(seconds: float) -> Iterator[None]:
+    """End a template after this much CPU time, in any thread, at its next line or call of a function."""
+    end = time.thread_time() + seconds
+
+    def check(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.thread_time() > end:
+            raise ValueError(f"its chat template needs more than {seconds:g} s")
+        return check if frame.f_code.co_filename == "<template>" else None
+
+    before = sys.gettrace()
+    sys.settrace(check)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

@@ -9,7 +9,6 @@ import torch
 from pdevis import DecodeConfig, DraftConfig, SpeculativePair, load_pair
 from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.models.stack import DecoderStack
-from pdevis.text import StreamingDetokenizer
 
 TEN = DecodeConfig(max_new_tokens=10, eos_ids=())
 EXACT = {"target_precision": "float64", "draft_precision": "float64"}
@@ -193,19 +192,6 @@ def test_no_chat_template_says_what_to_do(tiny_folder, tiny_tokenizer, tmp_path)
     with pytest.raises(ValueError, match="chat=False"):
         pair.encode("Why?")
     assert pair.encode("Why?", chat=False)
-
-
-def test_text_streams_do_not_break_characters(tiny_tokenizer):
-    tokenizer = tiny_tokenizer()
-    text = "naïve 你好 🙂 done"
-    ids = tokenizer(text)["input_ids"]
-    stream = StreamingDetokenizer(tokenizer)
-    pieces = [stream.add(token, last=i == len(ids) - 1) for i, token in enumerate(ids)]
-    assert "".join(pieces) == text
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-    cut = StreamingDetokenizer(tokenizer)
-    pieces = [cut.add(token, last=i == 7) for i, token in enumerate(ids[:8])]
-    assert "".join(pieces) == tokenizer.decode(ids[:8])
 
 
 def test_a_smaller_draft_vocabulary_changes_proposals_only(tiny_folder):

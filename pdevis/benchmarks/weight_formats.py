@@ -31,6 +31,7 @@ from pdevis.loading.checkpoint import Source, find_source, read_model, read_toke
 from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.layers import StackWeights
 from pdevis.models.stack import DecoderStack
+from pdevis.text import apply_chat_template
 from pdevis.util.console import make_console, make_table
 from pdevis.util.prompts import PROMPTS
 
@@ -162,7 +163,7 @@ def _read_format(model: Any, name: str, device: torch.device) -> StackWeights:
 def _write(stack: DecoderStack, tokenizer: Any, prompt: str, length: int) -> SampleText:
     """Return a chat prompt and the greedy text after it."""
     message = [{"role": "user", "content": prompt}]
-    ids = list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+    ids = list(apply_chat_template(tokenizer, message, add_generation_prompt=True, return_dict=False))
     config = DecodeConfig(max_new_tokens=length, eos_ids=())
     return SampleText(
         ids, [event.id for event in autoregressive(Verifier(stack), ids, config=config, stats=DecodeStats())]

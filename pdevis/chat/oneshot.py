@@ -6,14 +6,14 @@ python appInference.py --prompt "Why is the sky blue?" --json
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
-from pathlib import Path
 
 from pdevis.chat import render
 from pdevis.chat.session import ChatSession
 from pdevis.chat.transcript import describe_settings
 from pdevis.util.console import make_console
+from pdevis.util.files import NotTextError, decode_text, print_json, read_stdin, read_text
 
 
 def read_prompt(args: argparse.Namespace) -> str | None:
@@ -25,11 +25,9 @@ def read_prompt(args: argparse.Namespace) -> str | None:
     if args.prompt_file is not None:
         flag, text = f"--prompt_file {args.prompt_file}", _read_file(args.prompt_file)
     elif args.prompt == "-":
-        flag, text = "--prompt -", sys.stdin.read().rstrip("\n")
+        flag, text = "--prompt -", read_stdin().rstrip("\n")
     else:
-        flag, text = "--prompt", args.prompt
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # Python's escapes of bytes that are not UTF-8
-        raise ValueError(f"{flag}: must be UTF-8 text")
+        flag, text = "--prompt", decode_text(_argument_bytes(args.prompt), "--prompt")
     if not text.strip():
         raise ValueError(f"{flag}: the text is empty; give a text to answer")
     return text
@@ -37,11 +35,19 @@ def read_prompt(args: argparse.Namespace) -> str | None:
 
 def _read_file(name: str) -> str:
     try:
-        return Path(name).read_text(encoding="utf-8").rstrip("\n")
+        return read_text(name).rstrip("\n")
     except OSError as error:
         raise ValueError(f"--prompt_file {name}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt_file {name}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
+    except NotTextError as error:
+        raise ValueError(f"--prompt_file {error}") from None
+
+
+def _argument_bytes(text: str) -> bytes:
+    """Return the bytes of an argument. Python reads those that are not in the locale's encoding as half surrogates."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
 
 
 def answer_once(session: ChatSession, text: str, as_json: bool) -> int:
@@ -54,7 +60,7 @@ def answer_once(session: ChatSession, text: str, as_json: bool) -> int:
             "stats": generation.stats.as_dict(),
             "config": describe_settings(session),
         }
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
         return 0
     notes = make_console(sys.stderr)
     ids = session.encode(text)

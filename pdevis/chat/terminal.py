@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from pdevis.util.files import cache_root
+from pdevis.util.files import cache_root, decode_text
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
 
 
 def line_reader(file: TextIO) -> Callable[[], str]:
-    """Return a function that reads the next line of a file or pipe; it raises EOFError at the end."""
+    """Return a function that reads the next line of a file or pipe.
+
+    The function raises EOFError at the end, and NotTextError for a line that is not UTF-8.
+    """
+    lines: deque[str] = deque()
+    position = 0  # of the next byte
+    stream = getattr(file, "buffer", None)  # the locale's encoding does not matter
 
     def read() -> str:
-        line = file.readline()
-        if not line:
-            raise EOFError
-        return line
+        nonlocal position
+        if not lines:
+            line = stream.readline() if stream else file.readline().encode("utf-8", "surrogatepass")
+            if not line:
+                raise EOFError
+            lines.extend(decode_text(line, "standard input", position).removesuffix("\n").split("\n"))
+            position += len(line)
+        return lines.popleft()
 
     return read
 
@@ -33,7 +47,6 @@ def terminal_reader(commands: Mapping[str, str]) -> Callable[[], str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.formatted_text import FormattedText
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -47,17 +60,27 @@ def terminal_reader(commands: Mapping[str, str]) -> Callable[[], str]:
         event.current_buffer.insert_text("\n")
 
     words = {f"/{name}": text for name, text in commands.items()}
-    path = history_path()
     prompt: PromptSession[str] = PromptSession(
         FormattedText([("bold fg:ansicyan", "> ")]),
         multiline=True,  # so that pasted lines arrive as one message; Enter sends all the same
         prompt_continuation="  ",
         key_bindings=keys,
-        history=FileHistory(str(path)) if path else InMemoryHistory(),
+        history=make_history(history_path()),
         completer=WordCompleter(list(words), meta_dict=words, sentence=True),
         reserve_space_for_menu=6,
     )
     return prompt.prompt
+
+
+def make_history(path: Path | None) -> History:
+    """Return the history of the user's lines in a file, or in memory."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class TextHistory(FileHistory):
+        def store_string(self, string: str) -> None:
+            super().store_string(string.encode("utf-8", "replace").decode())  # typed bytes may not be UTF-8
+
+    return TextHistory(str(path)) if path else InMemoryHistory()
 
 
 def history_path() -> Path | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pdevis.chat import render
 from pdevis.chat.session import Answer, ChatSession
-from pdevis.util.files import make_parent_folder
+from pdevis.util.files import encode_json, make_parent_folder
 
 
 def describe_settings(session: ChatSession) -> dict[str, Any]:
@@ -35,11 +34,11 @@ def save_transcript(session: ChatSession, path: Path) -> bool:
     """
     if not session.turns:
         raise ValueError("/save: there is no conversation yet")
-    text = _markdown(session) if path.suffix.lower() == ".md" else _json(session)
+    data = _markdown(session) if path.suffix.lower() == ".md" else _json(session)
     try:
         created = make_parent_folder(path)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("xb") as file:
+            file.write(data)
     except FileExistsError:
         raise ValueError(f"/save: {path} already exists and is not overwritten; give another name") from None
     except OSError as error:
@@ -47,13 +46,13 @@ def save_transcript(session: ChatSession, path: Path) -> bool:
     return created
 
 
-def _json(session: ChatSession) -> str:
+def _json(session: ChatSession) -> bytes:
     turns = [
         {"user": turn.user, "chat": turn.chat, "answers": [_answer_as_dict(answer) for answer in turn.answers]}
         for turn in session.turns
     ]
     content = {"config": describe_settings(session), "messages": session.messages, "turns": turns}
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return encode_json(content, indent=2) + b"\n"
 
 
 def _answer_as_dict(answer: Answer) -> dict[str, Any]:
@@ -66,10 +65,10 @@ def _answer_as_dict(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _markdown(session: ChatSession) -> str:
+def _markdown(session: ChatSession) -> bytes:
     parts = ["# Conversation", render.format_banner(session.pair.describe())]
     for turn in session.turns:
         parts += ["## User", turn.user]
         for answer in turn.answers:
             parts += [f"## Model ({answer.method})", answer.text, f"*{render.format_summary(answer)}*"]
-    return "\n\n".join(parts) + "\n"
+    return ("\n\n".join(parts) + "\n").encode("utf-8", "backslashreplace")

@@ -22,6 +22,7 @@ from pdevis.lm_eval.scoring import Scorer
 from pdevis.lm_eval.stops import read_until
 from pdevis.pair import SpeculativePair, load_pair
 from pdevis.reasoning.split_reasoning import opening_tag
+from pdevis.text import apply_chat_template
 from pdevis.util.validation import check_one_of
 
 MODEL_NAME = "pdevis"
@@ -129,7 +130,8 @@ class Adapter:
         return {MODEL_NAME: self.pair.describe() | {"gamma": self.base.gamma, "method": self.method}}
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
+        return apply_chat_template(
+            self.tokenizer,
             chat_history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

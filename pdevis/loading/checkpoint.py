@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from pdevis.loading.catalog import Source, resolve
-from pdevis.loading.hub import explain_hub_error, is_reachable, without_progress_bars
+from pdevis.loading.hub import explain_hub_error, from_pretrained, is_reachable, without_progress_bars
 from pdevis.loading.weights.families import read_family_config
 from pdevis.loading.weights.safetensors_files import check_complete
+from pdevis.util.files import parse_json, read_text
 from pdevis.util.validation import ModelLoadError, causes, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
@@ -57,6 +58,14 @@ def _describe_error(error: Exception, source: Source, part: str) -> str:
         return head + f"does not fit in memory ({first_line(error)}); use a smaller model or precision"
     if any(isinstance(cause, SafetensorError) for cause in chain):
         return head + f"a safetensors file is broken or truncated ({first_line(error)}); download it again"
+    if "trust_remote_code" in text:
+        return head + (
+            f"its {part} needs Python code that comes with it, which is not run; use a model that transformers supports"
+        )
+    if any(isinstance(cause, pickle.UnpicklingError) for cause in chain):
+        return head + (
+            "a weight file in pickle format is broken or holds more than tensors, and is not loaded; use safetensors"
+        )
     if source.kind == "hub" and (explanation := explain_hub_error(error, source.location)):
         return explanation
     if "Unrecognized" in text or "does not recognize this architecture" in text or "not supported" in text:
@@ -101,7 +110,7 @@ def read_gguf_model(folder: str | Path, file: str, dtype: torch.dtype, **options
     """
     if hasattr(transformers, "GgufConfig"):  # releases that can compute on packed blocks do so by default
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype, **options)
+    loaded = from_pretrained(transformers.AutoModelForCausalLM, folder, gguf_file=file, dtype=dtype, **options)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     # No weight is quantised any more, but the model still has these marks, and then refuses to be saved.
     model.hf_quantizer = None
@@ -113,7 +122,7 @@ def read_gguf_model(folder: str | Path, file: str, dtype: torch.dtype, **options
 
 def read_gguf_tokenizer(folder: str | Path, file: str, **options: Any) -> Any:
     """Read the tokenizer of a GGUF file, including its chat template."""
-    return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file, **options)
+    return from_pretrained(transformers.AutoTokenizer, folder, gguf_file=file, **options)
 
 
 # ---- config, tokenizer and weights of a source ----
@@ -142,8 +151,9 @@ def _read_family_config(source: Source) -> Any | None:
 
 
 def _read_class_config(source: Source) -> Any:
-    options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    return transformers.AutoConfig.from_pretrained(source.location, local_files_only=source.local_only, **options)
+    options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    options["local_files_only"] = source.local_only
+    return from_pretrained(transformers.AutoConfig, source.location, **options)
 
 
 def read_tokenizer(source: Source) -> Any:
@@ -158,17 +168,17 @@ def read_tokenizer(source: Source) -> Any:
         name, config = _tokenizer_class(source), _read_family_config(source)
         if name in GENERIC_TOKENIZERS and config and config.model_type == "llama":
             # what AutoTokenizer comes to, without importing all families; for Qwen2 it does not trust this name
-            return transformers.PreTrainedTokenizerFast.from_pretrained(source.location, **options)
+            return from_pretrained(transformers.PreTrainedTokenizerFast, source.location, **options)
         if name:  # else AutoTokenizer finds the class of the tokenizer by that of the config
             options["config"] = config
-        return transformers.AutoTokenizer.from_pretrained(source.location, **options)
+        return from_pretrained(transformers.AutoTokenizer, source.location, **options)
 
 
 def _tokenizer_class(source: Source) -> str | None:
     """Return the name of the tokenizer's class in tokenizer_config.json; None if there is none."""
     with contextlib.suppress(OSError):
         if file := _find_file(source, "tokenizer_config.json"):
-            return json.loads(Path(file).read_text(encoding="utf-8")).get("tokenizer_class")
+            return parse_json(read_text(file)).get("tokenizer_class")
     return None
 
 
@@ -206,7 +216,9 @@ def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bo
         if source.gguf_file:
             model, report = read_gguf_model(source.location, source.gguf_file, dtype, **options)
         else:
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **options)
+            # of files in pickle format, which can hold code, only tensors are read
+            options |= {"dtype": dtype, "weights_only": True}
+            model, report = from_pretrained(transformers.AutoModelForCausalLM, source.location, **options)
         # transformers fills missing weights with random numbers and only warns.
         mismatched = sorted(str(key) for key in report["mismatched_keys"])
         check_complete(source, sorted(report["missing_keys"]) + mismatched)

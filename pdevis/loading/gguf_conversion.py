@@ -6,7 +6,6 @@ the same. The tokenizer is transformers'.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,9 @@ import transformers
 from tokenizers import pre_tokenizers
 from torch import Tensor
 
+from pdevis.loading.hub import from_pretrained
 from pdevis.loading.weights.safetensors_files import SINGLE_FILE, TensorEntry, write_safetensors
+from pdevis.util.files import encode_json
 
 TOP_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 LAYER_NAMES = {
@@ -86,7 +87,7 @@ def _read_config(reader: Any) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(encode_json(content, indent=2) + b"\n")
 
 
 def _entries(reader: Any, config: dict[str, Any]) -> list[TensorEntry]:
@@ -119,7 +120,7 @@ def _unpack(packed: Any, *, heads: int | None) -> Tensor:
 
 def _read_tokenizer(gguf: Path) -> Any:
     """Read the GGUF's tokenizer and let it split digits as the original does: transformers drops that step."""
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = from_pretrained(transformers.PreTrainedTokenizerFast, gguf.parent, gguf_file=gguf.name)
     digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])

@@ -1,10 +1,14 @@
-"""The model hub: whether it answers, its errors in one line that says what to do, and its progress bars."""
+"""The model hub: whether it answers, its errors in one line that says what to do, and its progress bars.
+
+`from_pretrained` makes every loading call of the libraries: nothing that comes with a model is run.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from os import PathLike
 from typing import Any, TextIO
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -22,6 +26,17 @@ from pdevis.loading.catalog import EMBEDDED
 from pdevis.util.validation import ModelLoadError, causes, first_line
 
 _NETWORK_PACKAGES = ("httpx", "httpcore", "urllib3", "requests")
+
+
+def from_pretrained(kind: Any, location: str | PathLike[str], **options: Any) -> Any:
+    """Return `kind.from_pretrained(location)` for a class of transformers, without running code of the model.
+
+    Without `trust_remote_code=False` transformers asks on stdin whether to run it.
+
+    Raises:
+        ValueError: the model needs code of its own.
+    """
+    return kind.from_pretrained(location, trust_remote_code=False, **options)
 
 
 def is_reachable(repo: str) -> bool:

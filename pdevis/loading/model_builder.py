@@ -93,7 +93,7 @@ def read_multi_device_model(source: Source, dtype: torch.dtype, devices: MultiDe
 
     config = read_class_config(source)
     with translate_load_errors(source, "config"), torch.device("meta"):
-        meta_model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        meta_model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     capacity: dict[int | str, int] = {device.index: _bytes_for_weights(device) for device in devices.devices}
     if devices.auto:
         capacity["cpu"] = int(WEIGHTS_FRACTION * psutil.virtual_memory().available)

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING
 from pdevis.cli import Parser, run_main
 from pdevis.config import DraftConfig
 from pdevis.util.argtypes import bounded_float, choice, comma_list, positive_int, settings_field
+from pdevis.util.files import print_json
 
 if TYPE_CHECKING:
     from pdevis.simulate.simulation import Simulation, SimulationSettings
@@ -111,7 +112,6 @@ def _add_rule_flags(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, simulate, print. Raises ValueError on user mistakes."""
-    import json
 
     from pdevis.simulate.simulation_output import save_plot, show_simulation
     from pdevis.util.console import make_console
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
     if args.plot is not None:
         save_plot(simulation, args.plot)
     if args.json:
-        print(json.dumps(simulation.as_dict(), ensure_ascii=False, allow_nan=False))
+        print_json(simulation.as_dict(), allow_nan=False)
     else:
         show_simulation(make_console(), simulation)
 

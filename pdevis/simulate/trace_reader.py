@@ -5,7 +5,6 @@ Shapes: L = layers of the drafter.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 from pdevis.config import AUTO, DraftConfig
 from pdevis.trace import BAND, KIND, VERSION, Band, ExactPass, Sizes, TracedGeneration, TracedRound, full
+from pdevis.util.files import NotTextError, decode_text, parse_json
 from pdevis.util.validation import check_integer
 
 Table = list[list[float]]  # [L + 1, L + 1] of cos(h_i, h_j)
@@ -82,6 +82,8 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
                 reader.add_line(line)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except NotTextError:
+        raise
     except KeyError as error:
         raise ValueError(f"{file}, line {reader.line_number}: {error.args[0]} is missing") from None
     except (ValueError, TypeError, AttributeError) as error:
@@ -94,7 +96,7 @@ class _Reader:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.line_number = 0
+        self.line_number, self.position = 0, 0
         self.header: Trace | None = None
         self.generations: list[TracedGeneration] = []
         self.rounds: list[TracedRound] = []  # of the last generation
@@ -103,11 +105,13 @@ class _Reader:
         """Parse one line. Raises ValueError, KeyError, TypeError or AttributeError if it is broken."""
         self.line_number += 1
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = parse_json(decode_text(line, self.file, self.position))
+        except ValueError as error:
             if line.endswith(b"\n"):
-                raise ValueError("is not JSON") from None
+                raise error if isinstance(error, NotTextError) else ValueError("is not JSON") from None
             return
+        finally:
+            self.position += len(line)
         if self.header is None:
             self.header = _read_header(self.file.name, content)
         elif not isinstance(content, dict) or content.get("kind") not in ("generation", "round"):

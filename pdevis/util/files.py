@@ -1,12 +1,103 @@
-"""The cache folder, and writing files and folders atomically."""
+"""The cache folder, text that comes in and goes out, and writing files and folders atomically.
+
+Text that comes in, from a file or standard input, is UTF-8 with or without a byte-order mark, and its lines may end in
+CRLF, CR or LF; the program sees LF only. Files that are written are UTF-8. What a terminal or pipe cannot show is
+written as an escape.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+OTHER_ENCODINGS = {  # by byte-order mark; that of UTF-16 begins that of UTF-32
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+class NotTextError(ValueError):
+    """Bytes that are not UTF-8 text; the message names the file and the first wrong byte."""
+
+
+def decode_text(data: bytes, name: object, start: int = 0) -> str:
+    """Return the text of bytes from a file or pipe, without a byte-order mark, with LF as the end of each line.
+
+    Args:
+        name: of the file, flag or stream, for messages.
+        start: position of the bytes in it.
+
+    Raises:
+        NotTextError: it is not UTF-8, or has a NUL byte, as binary files and UTF-16 without a mark have.
+    """
+    for mark, encoding in OTHER_ENCODINGS.items():
+        if data.startswith(mark) and start == 0:
+            convert = f"iconv -f {encoding} -t UTF-8 converts it"
+            raise NotTextError(f"{name}: must be UTF-8 text, but is {encoding}: {convert}")
+    if b"\0" in data:
+        position = start + data.index(b"\0")
+        raise NotTextError(f"{name}: must be UTF-8 text: NUL at byte {position}, as in UTF-16 or a binary file")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotTextError(f"{name}: must be UTF-8 text: {error.reason} at byte {start + error.start}") from None
+    return text.removeprefix("\N{BYTE ORDER MARK}").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: Path | str) -> str:
+    """Return the text of a file. Raises NotTextError as `decode_text`, and OSError if it cannot be read."""
+    return decode_text(Path(path).read_bytes(), path)
+
+
+def read_stdin() -> str:
+    """Return all text of standard input. Raises NotTextError as `decode_text`."""
+    if not hasattr(sys.stdin, "buffer"):  # replaced by a program that calls this one
+        return sys.stdin.read()
+    return decode_text(sys.stdin.buffer.read(), "standard input")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. Raises ValueError, also for lists inside lists without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from None
+
+
+def encode_json(value: Any, **options: Any) -> bytes:
+    """Encode as JSON in UTF-8, on one line without `indent`. Half surrogate pairs, which UTF-8 lacks, stay escapes."""
+    return json.dumps(value, ensure_ascii=False, **options).encode("utf-8", "backslashreplace")
+
+
+def print_json(value: Any, **options: Any) -> None:
+    """Print a value as one line of JSON on stdout; with escapes if stdout cannot show all of its letters."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, **options)
+    print(text)
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr write what they cannot show as escapes, and replace standard streams that are closed.
+
+    Every script calls this when it starts.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w" and getattr(stream, "errors", None) in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def cache_root() -> Path:

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pdevis.benchmarks.runs.result_files import Entry, Meta, encode_json, encode_meta, meta_path, read_meta
-from pdevis.util.files import write_atomic
+from pdevis.benchmarks.runs.result_files import Entry, Meta, encode_meta, meta_path, read_meta
+from pdevis.util.files import NotTextError, decode_text, encode_json, parse_json, read_text, write_atomic
 from pdevis.util.provenance import COMPARED
 
 SUFFIX = ".partial.jsonl"
@@ -93,7 +93,11 @@ def _read(path: Path) -> tuple[JournalContent, int]:
     last = len(lines) - 2 if lines[-1] == b"" else len(lines) - 1
     for number, line in enumerate(lines[: last + 1]):
         try:
-            value = json.loads(line) if intact + len(line) < len(data) else None
+            value = parse_json(decode_text(line, path, intact)) if intact + len(line) < len(data) else None
+        except NotTextError:
+            if number != last:
+                raise
+            value = None
         except ValueError:
             value = None
         if value is None and number == last:
@@ -278,13 +282,13 @@ def _difference(name: str, current: Meta, recorded: Meta) -> str | None:
 def read_result(path: Path) -> Any:
     """The JSON value of a result file. Raises ValueError that says what is wrong with it, without its name."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except FileNotFoundError:
         hint = f"; for what has been done: {journal_path(path)}" if journal_path(path).exists() else ""
         raise ValueError(f"cannot be read: No such file or directory{hint}") from None
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"must be UTF-8 text: {error.reason} at byte {error.start}") from None
+    except NotTextError as error:
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}: must be JSON: {error.msg}") from None

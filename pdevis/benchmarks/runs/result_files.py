@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from pdevis.generation import DecodeStats, Generation
+from pdevis.util.files import encode_json, parse_json, read_text
 
 ARRAY_KEYS = {"target": "target_only", "drafter": "drafter_only", "speculative": "speculative"}
 LINES_KEYS = {"target": "target", "drafter": "draft", "speculative": "speculative"}
@@ -100,11 +101,6 @@ def make_conversation_block(turns: Sequence[Generation]) -> Block:
     return total | {"turns": [make_block(turn.stats, turn.text, turn.ids) for turn in turns]}
 
 
-def encode_json(value: Any) -> bytes:
-    """Encode as one line of JSON in UTF-8. Half surrogate pairs, which UTF-8 cannot hold, stay JSON escapes."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
-
-
 def encode_meta(meta: Meta) -> bytes:
     """Encode as a JSON object with one key per line, so that two files can be compared with diff."""
     lines = [f"  {encode_json(key).decode()}: {encode_json(value).decode()}" for key, value in meta.items()]
@@ -131,12 +127,12 @@ def read_meta(path: Path) -> Meta | None:
     """
     path = meta_path(Path(path))
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = parse_json(read_text(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path}: must be JSON: {error}") from None
     if not isinstance(meta, dict):
         raise ValueError(f"{path}: must be a JSON object")
@@ -156,11 +152,9 @@ def read_results(path: Path, benchmark: str | None = None) -> list[Entry]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be UTF-8 text: {error.reason} at byte {error.start}") from None
     located = _parse(path, text)
     if not located:
         raise ValueError(f"{path}: holds no results")
@@ -176,7 +170,7 @@ def _parse(path: Path, text: str) -> list[tuple[str, Any]]:
     """Parse the file into ("item N" or "line N", value) of every element."""
     if text.lstrip().startswith("["):
         try:
-            return [(f"item {number}", value) for number, value in enumerate(json.loads(text), 1)]
+            return [(f"item {number}", value) for number, value in enumerate(parse_json(text), 1)]
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: line {error.lineno}: must be JSON: {error.msg}") from None
     if text.startswith("{\n"):
@@ -185,7 +179,7 @@ def _parse(path: Path, text: str) -> list[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                values.append((f"line {number}", json.loads(line)))
+                values.append((f"line {number}", parse_json(line)))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}: line {number}: must be JSON: {error.msg}") from None
     return values

@@ -8,7 +8,6 @@ A unit of work is a prompt with all decoders, the comparison of draft steps, or 
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections import defaultdict
@@ -38,7 +37,7 @@ from pdevis.benchmarks.speed.speed_report import BENCHMARK, MEMORY, PROMPT, Entr
 from pdevis.benchmarks.speed.speed_spec import SPECULATIVE, SpeedSpec, read_spec
 from pdevis.benchmarks.speed.speed_table import show_speed
 from pdevis.util.console import make_console
-from pdevis.util.files import prepare_output_file
+from pdevis.util.files import parse_json, prepare_output_file, read_text
 from pdevis.util.provenance import versions
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ def _run_with_output(speed: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
         meta = run.meta(entries, {"command": sys.argv})
         run.write(encode_meta(meta | summarize(entries, meta) | {"entries": entries}), meta)
         run.report(entries, [])
-    result = json.loads(output.path.read_text(encoding="utf-8"))
+    result = parse_json(read_text(output.path))
     return summarize(result["entries"], result)
 
 

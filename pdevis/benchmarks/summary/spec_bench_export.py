@@ -12,9 +12,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pdevis.benchmarks.runs.result_files import encode_json
 from pdevis.benchmarks.summary.load_results import Question, RunResults, read_questions
-from pdevis.util.files import write_atomic
+from pdevis.util.files import encode_json, write_atomic
 
 BASELINE = "-baseline"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "pdevis.spec-bench")

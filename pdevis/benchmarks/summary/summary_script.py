@@ -6,7 +6,6 @@ run_main(run_summary, parser.parse_args(), "mmlu")
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from pdevis.benchmarks.bootstrap import LEVEL
 from pdevis.cli import Parser
-from pdevis.util.files import prepare_output_file, write_atomic
+from pdevis.util.files import encode_json, prepare_output_file, write_atomic
 
 EPILOG = f"""\
 --input may also name OUTPUT.partial.jsonl, the journal of a run that has not finished.
@@ -66,8 +65,7 @@ def check_targets(sources: Iterable[Path], targets: dict[str, Path | None]) -> N
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:
     """Write a summary as a JSON file, whole or not at all."""
-    text = json.dumps(summary, ensure_ascii=False, indent=1, allow_nan=False)
-    write_atomic(path, text.encode("utf-8", "backslashreplace") + b"\n")
+    write_atomic(path, encode_json(summary, indent=1, allow_nan=False) + b"\n")
 
 
 def run_summary(args: Namespace, benchmark: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pdevis.util.files import parse_json, read_text
+
 Item = dict[str, Any]
 FORMS = "a file holds one JSON array, or one JSON object per line"
 
@@ -97,7 +99,7 @@ def _numbered(path: Path) -> Iterator[tuple[str, Any]]:
     content = _read(path)
     if content.lstrip().startswith("["):
         try:
-            items = json.loads(content)
+            items = parse_json(content)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: line {error.lineno}: not valid JSON ({error.msg}); {FORMS}") from None
         yield from ((f"item {number}", item) for number, item in enumerate(items, 1))
@@ -106,20 +108,15 @@ def _numbered(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", parse_json(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}: line {number}: not valid JSON ({error.msg}); {FORMS}") from None
 
 
 def _read(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        return read_text(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: does not exist") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: is a folder; must be a file of benchmark items") from None
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}: line {line}: not UTF-8 text") from None

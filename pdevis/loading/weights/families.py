@@ -10,7 +10,6 @@ Shapes: H = hidden size, N = query heads, K = key/value heads, D = head size, I 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from pdevis.util.files import parse_json, read_text
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not depend on the length
@@ -84,7 +85,7 @@ def read_family_config(file: Path, name: str) -> PreTrainedConfig | None:
         file: config.json.
         name: the hub id or folder, which the config keeps as `name_or_path`.
     """
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = parse_json(read_text(file))
     if not isinstance(values, dict) or not _is_plain(values):
         return None
     family = values.pop("model_type")

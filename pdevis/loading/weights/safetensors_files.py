@@ -21,7 +21,9 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig
 
 from pdevis.loading.catalog import Source
+from pdevis.loading.hub import from_pretrained
 from pdevis.loading.weights.families import EMBEDDING, HEAD, weight_shapes
+from pdevis.util.files import parse_json, read_text
 from pdevis.util.validation import ModelLoadError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -46,7 +48,7 @@ class SafetensorsFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if (folder / INDEX_FILE).is_file():
-            self._files: dict[str, str] = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+            self._files: dict[str, str] = parse_json(read_text(folder / INDEX_FILE))["weight_map"]
         else:
             with safe_open(folder / SINGLE_FILE, framework="pt") as file:
                 self._files = dict.fromkeys(file.keys(), SINGLE_FILE)
@@ -179,7 +181,7 @@ def open_model(source: Source, config: Any) -> OpenedModel | None:
         shapes.setdefault(f"{HEAD}.weight", shapes.get(f"{EMBEDDING}.weight", ()))
     check_complete(source, sorted(name for name, shape in weight_shapes(config).items() if shapes.get(name) != shape))
     try:
-        generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        generation_config = from_pretrained(GenerationConfig, folder, local_files_only=True)
     except OSError:
         generation_config = None
     return OpenedModel(config, weights, generation_config)

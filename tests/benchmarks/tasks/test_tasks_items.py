@@ -111,7 +111,7 @@ def test_a_missing_key_is_named(name: str, tmp_path: Path) -> None:
         (b'{"question_id": 1, "category": "c", "turns": ["t"]}\n{"question', "line 2: not valid JSON"),
         (b'{"question_id": 1, "category": "c", "turns": ["t"]}\n"text"', "line 2: is a string: must be a JSON object"),
         (b"[3]", "item 1: is a number: must be a JSON object"),
-        (b'{"question_id": 1, "category": "c", "turns": ["t"]}\n\xff\xfe', "line 2: not UTF-8 text"),
+        (b'{"question_id": 1,\n\xff\xfe', "must be UTF-8 text: invalid start byte at byte 19"),
         (
             b'{"question_id": 1, "category": "c", "turns": ["t"]}\n' * 2,
             "line 2: question_id = 1 is also that of line 1",
