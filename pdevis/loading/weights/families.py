@@ -1,7 +1,8 @@
 """Families of models that a `DecoderStack` runs: the names of their weights, their config, their rotary frequencies.
 
 transformers' config class of a family may import most of its modelling code, which takes longer than reading a small
-model. So the config is read into the base class of all configs, unless a value is missing that the class would supply.
+model. So a plain config.json is read into `FamilyConfig`, which gives the same values as the family's class. If a value
+is missing or of an unusual form, that class reads the config.
 
 To support another family, add it to `FAMILIES` with the names of its modules, and to the families of the tests.
 
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not depend on the length
+PLAIN_ROPE_TYPES = ("default", "llama3")  # which no family's config class renames or gives other values
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -59,6 +62,14 @@ FAMILIES = {
 }
 
 
+@strict
+class FamilyConfig(PreTrainedConfig):
+    """Config of a supported family without its class: the two fields make transformers standardise the rope values."""
+
+    max_position_embeddings: int = 0
+    rope_parameters: dict[str, Any] | None = None
+
+
 def unsupported_reason(config: Any) -> str | None:
     """Return why a model with this transformers config cannot run as a `DecoderStack`; None if it can."""
     if config.model_type not in FAMILIES:
@@ -66,6 +77,8 @@ def unsupported_reason(config: Any) -> str | None:
     if getattr(config, "quantization_config", None):
         return "weights that are already quantised"
     rope = config.rope_parameters
+    if any(isinstance(value, dict) for value in rope.values()):
+        return "a rotary embedding per kind of layer"
     if rope.get("rope_type", "default") not in ROPE_TYPES:
         return f"rope type {rope['rope_type']!r} (supported: {', '.join(ROPE_TYPES)})"
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -77,7 +90,7 @@ def unsupported_reason(config: Any) -> str | None:
     return None
 
 
-def read_family_config(file: Path, name: str) -> PreTrainedConfig | None:
+def read_family_config(file: Path, name: str) -> FamilyConfig | None:
     """Read the config.json of a supported family without its config class; None if only that class can read it.
 
     Args:
@@ -89,7 +102,7 @@ def read_family_config(file: Path, name: str) -> PreTrainedConfig | None:
         return None
     family = values.pop("model_type")
     values["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
-    config = PreTrainedConfig(**values | {"_name_or_path": name})
+    config = FamilyConfig(**values | {"_name_or_path": name})
     config.model_type = family
     return config
 
@@ -100,7 +113,6 @@ def _is_plain(values: dict[str, Any]) -> bool:
     def is_positive(key: str) -> bool:
         return isinstance(values.get(key), int) and values[key] > 0
 
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     return (
         values.get("model_type") in FAMILIES
         and all(map(is_positive, SIZES))
@@ -110,8 +122,21 @@ def _is_plain(values: dict[str, Any]) -> bool:
         and isinstance(values.get("hidden_act"), str)
         and isinstance(values.get("tie_word_embeddings"), bool)
         and not values.get("use_sliding_window")
-        and isinstance(rope, dict)
-        and not any(isinstance(value, dict) for value in rope.values())  # a rotary embedding per kind of layer
+        and _has_plain_rope(values)
+    )
+
+
+def _has_plain_rope(values: dict[str, Any]) -> bool:
+    """Return True if a config.json gives the rotary embedding in one of the forms that all families read alike.
+
+    Files on the hub have `rope_theta` apart, and `rope_scaling` as null or with the type as "type" or "rope_type".
+    """
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    return (
+        isinstance(rope, dict)
+        and rope.get("rope_type", rope.get("type", "default")) in PLAIN_ROPE_TYPES
+        and isinstance(rope.get("rope_theta", values.get("rope_theta")), (int, float))
+        and not any(isinstance(value, dict) for value in rope.values())
     )
 
 

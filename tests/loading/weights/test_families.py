@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedConfig
 
 from helpers.tiny_models import LLAMA3_ROPE, make_config
+from pdevis import DecodeConfig, DraftConfig, load_pair
 from pdevis.loading.checkpoint import find_source, read_class_config, read_config, read_tokenizer
 from pdevis.loading.weights.families import (
     SIZES,
+    FamilyConfig,
     read_family_config,
     rotary_frequencies,
     unsupported_reason,
@@ -31,6 +32,27 @@ ROPES: list[dict[str, Any]] = [
     {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128},
     LLAMA3_ROPE,
 ]
+LEGACY_LLAMA3 = {"type" if key == "rope_type" else key: value for key, value in LLAMA3_ROPE.items()}
+HUB_FORMS: dict[str, dict[str, Any]] = {  # ways in which files on the hub give the rotary embedding
+    "theta": {"rope_theta": 1e6},
+    "integer theta": {"rope_theta": 1000000, "rope_scaling": None},
+    "null parameters": {"rope_theta": 1e6, "rope_parameters": None},
+    "parameters": {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
+    "parameters without type": {"rope_parameters": {"rope_theta": 1e6}},
+    "theta apart": {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}},
+    "llama3": {"rope_theta": 1e6, "rope_scaling": {k: v for k, v in LLAMA3_ROPE.items() if k != "rope_theta"}},
+    "legacy type": {"rope_theta": 1e6, "rope_scaling": LEGACY_LLAMA3},
+    "partial": {"rope_theta": 1e6, "rope_scaling": None, "partial_rotary_factor": 0.5},
+    "partial parameters": {"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+}
+OTHER_FORMS: dict[str, dict[str, Any]] = {  # forms that are left to the config class of the family
+    "nothing": {},
+    "null theta": {"rope_scaling": None, "rope_parameters": {"rope_type": "default"}},
+    "linear": {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    "yarn": {"rope_theta": 1e6, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "dynamic": {"rope_theta": 1e6, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    "nested": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+}
 COMPARED = (
     *SIZES,
     "hidden_act",
@@ -51,33 +73,54 @@ def values_of(family: str, **changes: Any) -> dict[str, Any]:
     return json.loads(make_config(family, 3, **changes).to_json_string(use_diff=False)) | {"model_type": family}
 
 
+def assert_equals_class_config(folder: Path) -> Any:
+    """Return the config of a folder after comparing it with that of transformers' class."""
+    source = find_source(str(folder))
+    config, expected = read_config(source), read_class_config(source)
+    assert config.model_type == expected.model_type
+    for name in COMPARED:
+        assert getattr(config, name) == getattr(expected, name), name
+    assert unsupported_reason(config) == unsupported_reason(expected)
+    assert weight_shapes(config) == weight_shapes(expected)
+    return config
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
 def test_config_equals_that_of_transformers_class(family: str, rope: dict[str, Any], tmp_path: Path) -> None:
     make_config(family, 3, rope_parameters=rope).save_pretrained(tmp_path)
-    source = find_source(str(tmp_path))
-    config, expected = read_config(source), read_class_config(source)
-    assert type(config) is PreTrainedConfig
-    assert config.model_type == expected.model_type == family
-    for name in COMPARED:
-        assert getattr(config, name) == getattr(expected, name), name
+    config = assert_equals_class_config(tmp_path)
+    assert (type(config) is FamilyConfig) == (rope["rope_type"] in ("default", "llama3"))
     assert unsupported_reason(config) is None
-    assert weight_shapes(config) == weight_shapes(expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_config_in_the_form_of_older_releases(family: str, tmp_path: Path) -> None:
-    """rope_theta and rope_scaling of their own, head_dim null: as in most files on the hub."""
+@pytest.mark.parametrize("form", [*HUB_FORMS, *OTHER_FORMS])
+def test_config_in_the_forms_of_the_hub(family: str, form: str, tmp_path: Path) -> None:
     values = values_of(family)
     del values["rope_parameters"]
-    values |= {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}, "torch_dtype": "bfloat16"}
-    if family == "llama":
-        values["head_dim"] = None
-    config = read_family_config(folder_with(values, tmp_path), str(tmp_path))
-    expected = AutoConfig.from_pretrained(tmp_path)
-    for name in COMPARED:
-        assert getattr(config, name) == getattr(expected, name), name
-    assert torch.equal(rotary_frequencies(config)[0], rotary_frequencies(expected)[0])
+    values |= HUB_FORMS.get(form, OTHER_FORMS.get(form)) | {"torch_dtype": "bfloat16"}
+    folder_with(values, tmp_path)
+    config = assert_equals_class_config(tmp_path)
+    assert (type(config) is FamilyConfig) == (form in HUB_FORMS)
+    reasons = {"partial": "partial", "dynamic": "rope type", "nested": "a rotary embedding per kind"}
+    reason = reasons.get(form.split()[0])
+    assert (unsupported_reason(config) or "").startswith(reason) if reason else unsupported_reason(config) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", ["theta", "llama3"])
+def test_model_with_a_config_of_the_hub_loads_and_decodes(
+    family: str, form: str, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder(family), tmp_path / "model"))
+    values = json.loads((folder / "config.json").read_text())
+    del values["rope_parameters"]
+    folder_with(values | HUB_FORMS[form], folder)
+    pair = load_pair(str(folder), device="cpu", target_precision="float64", draft=DraftConfig(mode="skip"))
+    config = DecodeConfig(max_new_tokens=8, eos_ids=())
+    speculative, target = (pair.generate("Hello", config, method) for method in ("speculative", "target"))
+    assert speculative.ids == target.ids
 
 
 @pytest.mark.parametrize(
@@ -89,7 +132,6 @@ def test_config_in_the_form_of_older_releases(family: str, tmp_path: Path) -> No
         ("qwen2", {"use_sliding_window": True}),
         ("qwen3", {"head_dim": None}),
         ("qwen3", {"tie_word_embeddings": None}),
-        ("qwen3", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
         ("qwen2", {"model_type": "qwen3_moe"}),
     ],
 )
