@@ -16,9 +16,11 @@ import torch
 from helpers.tiny_models import LLAMA3_ROPE, make_config
 from pdevis import DecodeConfig, DraftConfig, load_pair
 from pdevis.loading.checkpoint import find_source, read_class_config, read_config, read_tokenizer
+from pdevis.loading.weights import families
 from pdevis.loading.weights.families import (
     SIZES,
     FamilyConfig,
+    FamilySpec,
     read_family_config,
     rotary_frequencies,
     unsupported_reason,
@@ -132,12 +134,62 @@ def test_model_with_a_config_of_the_hub_loads_and_decodes(
         ("qwen2", {"use_sliding_window": True}),
         ("qwen3", {"head_dim": None}),
         ("qwen3", {"tie_word_embeddings": None}),
+        ("qwen2", {"per_layer_config": {"0": {"intermediate_size": 32}}}),
         ("qwen2", {"model_type": "qwen3_moe"}),
     ],
 )
 def test_any_other_config_is_left_to_transformers(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
     assert read_family_config(folder_with(values_of(family), tmp_path), "x") is not None
     assert read_family_config(folder_with(values_of(family) | changes, tmp_path), "x") is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_settings_that_are_absent_have_the_values_of_transformers_class(family: str, tmp_path: Path) -> None:
+    values = values_of(family)
+    file = folder_with(values, tmp_path)
+    assert read_family_config(file, "x") is not None
+    for absent in values.keys() - {"model_type"}:
+        folder_with({key: value for key, value in values.items() if key != absent}, tmp_path)
+        if read_family_config(file, "x") is not None:  # else the class reads it
+            assert_equals_class_config(tmp_path)
+
+
+MISTRAL = FamilySpec(qkv_bias=False, output_bias=False)
+SEED_OSS = FamilySpec(output_bias="attention_out_bias", mlp_bias="mlp_bias", slides=False, required=("head_dim",))
+
+
+@pytest.mark.parametrize(
+    ("family", "spec", "changes", "is_fast", "reason"),
+    [
+        ("mistral", MISTRAL, {"sliding_window": None}, True, None),
+        ("mistral", MISTRAL, {"sliding_window": 16}, True, "sliding-window attention"),
+        ("mistral", MISTRAL, {"sliding_window": 16, "use_sliding_window": False}, True, "sliding-window attention"),
+        ("mistral", MISTRAL, {}, False, "sliding-window attention"),  # by the default of its class
+        ("seed_oss", SEED_OSS, {"attention_out_bias": False}, True, None),
+        ("seed_oss", SEED_OSS, {"attention_out_bias": True}, True, None),
+        ("seed_oss", SEED_OSS, {}, False, None),
+        ("seed_oss", SEED_OSS, {"attention_out_bias": False, "head_dim": None}, False, None),
+    ],
+)
+def test_family_whose_class_has_other_defaults(
+    family: str,
+    spec: FamilySpec,
+    changes: dict[str, Any],
+    is_fast: bool,
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setitem(families.FAMILIES, family, spec)
+    file = folder_with(values_of("llama") | {"model_type": family, "head_dim": 16} | changes, tmp_path)
+    assert (read_family_config(file, "x") is not None) == is_fast
+    assert unsupported_reason(assert_equals_class_config(tmp_path)) == reason
+
+
+def test_layers_with_settings_of_their_own_run_through_transformers(tmp_path: Path) -> None:
+    folder_with(values_of("llama") | {"per_layer_config": {"0": {"intermediate_size": 32}}}, tmp_path)
+    config = read_config(find_source(str(tmp_path)))
+    assert unsupported_reason(config) == "layers with settings of their own"
 
 
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
