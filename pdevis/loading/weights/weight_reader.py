@@ -301,7 +301,7 @@ class WeightReader:
     def _check_all_are_used(self) -> None:
         """Raise ModelLoadError if the decoder's modules have weights or biases that no part of the stack reads.
 
-        Modules beside the decoder and tensors of other kinds, such as stored frequencies, do not change its text.
+        Modules outside the decoder and tensors of other kinds, such as stored frequencies, do not change its text.
         """
         layers = map(layer_name, range(self.config.num_hidden_layers))
         modules = tuple(f"{module}." for module in (EMBEDDING, FINAL_NORM, HEAD, *layers))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.tiny_models import DENSE
 from pdevis import DecodeConfig, load_pair
 from pdevis.loading.checkpoint import find_source, read_config
 from pdevis.loading.weights.families import FAMILIES, FamilySpec
@@ -22,7 +23,7 @@ from pdevis.util.validation import ModelLoadError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", DENSE)
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_weights_on_disk_equal_those_in_memory(
     arch: str, pieces: int, tiny_model: Callable[..., Any], tmp_path: Path
@@ -89,10 +90,10 @@ def test_a_spec_that_leaves_weights_out_is_refused(
         read_weights(model, "float64", CPU)
 
 
-def test_tensors_beside_the_decoder_are_ignored(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_tensors_outside_the_decoder_are_ignored(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder("llama", layers=2), tmp_path / "model"))
-    beside = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.2.mlp.down_proj.weight", "score.weight"]
-    tensors = {name: torch.zeros(64) for name in beside}
+    outside = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.2.mlp.down_proj.weight", "score.weight"]
+    tensors = {name: torch.zeros(64) for name in outside}
     save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
     assert load_pair(str(folder), device="cpu").generate("Hi", DecodeConfig(max_new_tokens=2, eos_ids=())).ids
 
