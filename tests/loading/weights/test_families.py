@@ -71,6 +71,15 @@ def folder_with(values: dict[str, Any], folder: Path) -> Path:
     return folder / "config.json"
 
 
+def folder_in_form(form: str, model: Path, folder: Path) -> Path:
+    """Copy a model to a folder, its rotary embedding in one of the forms of the hub."""
+    copy = Path(shutil.copytree(model, folder / "model"))
+    values = json.loads((copy / "config.json").read_text())
+    del values["rope_parameters"]
+    folder_with(values | HUB_FORMS[form], copy)
+    return copy
+
+
 def config_with_rope(family: str, rope: dict[str, Any]) -> Any:
     """A config of the family's class; skips the test if that class refuses this kind of rotary embedding."""
     try:
@@ -129,10 +138,7 @@ def test_config_in_the_forms_of_the_hub(family: str, form: str, tmp_path: Path) 
 def test_model_with_a_config_of_the_hub_loads_and_decodes(
     family: str, form: str, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(tiny_folder(family), tmp_path / "model"))
-    values = json.loads((folder / "config.json").read_text())
-    del values["rope_parameters"]
-    folder_with(values | HUB_FORMS[form], folder)
+    folder = folder_in_form(form, tiny_folder(family), tmp_path)
     pair = load_pair(str(folder), device="cpu", target_precision="float64", draft=DraftConfig(mode="skip"))
     config = DecodeConfig(max_new_tokens=8, eos_ids=())
     speculative, target = (pair.generate("Hello", config, method) for method in ("speculative", "target"))
@@ -244,11 +250,15 @@ def test_tokenizer_equals_that_of_auto_tokenizer(tiny_folder: Callable[..., Path
         assert found.chat_template == expected.chat_template
 
 
-def test_a_pair_is_loaded_and_decodes_without_modelling_code(tiny_folder: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("form", ["parameters", "llama3"])
+def test_a_pair_is_loaded_and_decodes_without_modelling_code(
+    form: str, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = folder_in_form(form, tiny_folder("llama"), tmp_path)
     code = f"""
 import sys
 from pdevis import DecodeConfig, load_pair
-pair = load_pair({str(tiny_folder("llama"))!r}, device="cpu")
+pair = load_pair({str(folder)!r}, device="cpu")
 pair.generate("Hi", DecodeConfig(max_new_tokens=4))
 slow = ("transformers.modeling_utils", "transformers.activations", "transformers.models.auto", "torch._dynamo", "sympy",
         "torch.distributed.tensor", "scipy", "accelerate", "matplotlib", "datasets", "lm_eval", "prompt_toolkit")
