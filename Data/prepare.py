@@ -99,7 +99,12 @@ def fetch_wmt(revision: str) -> list[Item]:
         print(f"{error}; taking sacrebleu's {SACREBLEU_SET}", file=sys.stderr)
         pairs = sacrebleu_pairs("de-en")
     return [
-        {"question_id": number, "prompt": [f"Translate German to English: {german}"], "label": [english]}
+        {
+            "question_id": number,
+            "prompt": [f"Translate German to English: {german}"],
+            "label": [english],
+            "target_language": "en",
+        }
         for number, (german, english) in enumerate(pairs, 1)
     ]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pdevis import DecodeConfig, DraftConfig, SpeculativePair, load_pair
-from pdevis.models.hf import HFCausalLM
+from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.models.stack import DecoderStack
 from pdevis.text import StreamingDetokenizer
 

@@ -21,6 +21,7 @@ from pdevis.lm_eval.arguments import read_request, sort_settings
 from pdevis.lm_eval.scoring import Scorer
 from pdevis.lm_eval.stops import read_until
 from pdevis.pair import SpeculativePair, load_pair
+from pdevis.reasoning.split_reasoning import opening_tag
 from pdevis.util.validation import check_one_of
 
 MODEL_NAME = "pdevis"
@@ -64,7 +65,8 @@ class Adapter:
         max_length: context length in tokens; None: the target's.
         seed: added to the number of a request to seed its answer.
         enable_thinking: passed to the chat template; None: the template's own default.
-        think_end_token: the text up to it is left out of answers, and stop strings count only after it.
+        think_end_token: the text up to it is left out of answers, and stop strings count only after it. A thought that
+            does not end is no answer.
         settings: further arguments of `load_pair` (drafter, device, …) and fields of `DraftConfig` (mode or draft_mode,
             threshold, window, …).
 
@@ -218,7 +220,7 @@ class Adapter:
             log.warning("a context of %d tokens is truncated to its last %d", len(ids), max_context)
         stream = self.pair.stream(ids[-max_context:], config, method=self.method)
         try:
-            text = read_until(stream, stops, think_end=self.think_end_token)
+            text = read_until(stream, stops, think_end=self.think_end_token, opening=opening_tag(context))
         finally:
             stream.close()
         return text, stream.stats

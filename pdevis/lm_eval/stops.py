@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pdevis.reasoning.split_reasoning import split_reasoning
 from pdevis.text import GenerationStream
 
 
@@ -16,24 +17,27 @@ def split_stops(until: Sequence[str], tokenizer: Any) -> tuple[list[str], list[i
     return texts, [special[stop] for stop in until if stop in special]
 
 
-def read_until(stream: GenerationStream, stops: Sequence[str], think_end: str | None = None) -> str:
-    """Return the text of a generation up to the first stop string, and end the generation there.
+def read_until(stream: GenerationStream, stops: Sequence[str], think_end: str | None = None, opening: str = "") -> str:
+    """Return the answer in a generation up to the first stop string, and end the generation there.
 
     Args:
-        think_end: the text that ends the thinking. The text before it is left out, and stop strings count only after
-            it.
+        think_end: the text that ends a thought. Reasoning is left out of the answer, a thought that does not end is no
+            answer, and stop strings count only after `think_end`. None: the whole text is the answer.
+        opening: the tag with which the prompt has opened a thought.
     """
-    text, thinking = "", think_end is not None
+    text, shown = "", ""  # shown: the answer so far
     longest = max(map(len, stops), default=0)
     for event in stream:
-        search_start = max(0, len(text) - longest + 1)  # a stop string may begin in the text of earlier tokens
+        search_start = max(0, len(shown) - longest + 1)  # a stop string may begin in the text of earlier tokens
         text += event.text
-        if think_end and thinking and think_end in text:
-            thinking, search_start = False, 0
-            text = text.partition(think_end)[2].lstrip()
-        positions = [] if thinking else [text.find(stop, search_start) for stop in stops]
-        hits = [position for position in positions if position >= 0]
-        if hits:
+        shown = text if think_end is None else text.partition(think_end)[2].lstrip()
+        if _find_stop(shown, stops, search_start) is not None:
             stream.close()
-            return text[: min(hits)]
-    return text
+            break
+    answer = text if think_end is None else split_reasoning(opening + text, end=think_end).answer
+    return answer[: _find_stop(answer, stops)]
+
+
+def _find_stop(text: str, stops: Sequence[str], start: int = 0) -> int | None:
+    """Position of the first stop string in a text."""
+    return min((found for stop in stops if (found := text.find(stop, start)) >= 0), default=None)

@@ -195,9 +195,7 @@ def read_transformers_model(spec: LoadSpec, dtype: torch.dtype) -> Any:
 def make_causal_lm(loaded: Any, spec: LoadSpec, *, consume: bool, shard: ShardSpec = WHOLE) -> CausalLM:
     """Make a model that was opened or read ready to decode; arguments as for `read_weights`."""
     if spec.hf_only_reason:
-        from pdevis.models.hf import HFCausalLM  # not at the top: the caches of transformers need its modelling code
-
-        return HFCausalLM(loaded, spec.precision)
+        return _make_hf_causal_lm(loaded, spec)
     with translate_load_errors(spec.source, "weights"):  # weights reach their device and format here
         may_prepare = isinstance(loaded, OpenedModel) and spec.precision == PREPARED_PRECISION
         prepared = find_prepared(loaded) if may_prepare else None
@@ -214,6 +212,19 @@ def make_causal_lm(loaded: Any, spec: LoadSpec, *, consume: bool, shard: ShardSp
         if may_prepare and not prepared and shard == WHOLE and spec.head_rows is None:
             save_prepared(loaded, weights)
     return DecoderStack(weights)
+
+
+def _make_hf_causal_lm(loaded: Any, spec: LoadSpec) -> CausalLM:
+    """Find out how a transformers model can be run exactly. Raises ModelLoadError if it cannot."""
+    # not at the top: the caches of transformers need its modelling code
+    from pdevis.models.hf.hf_causal_lm import HFCausalLM
+    from pdevis.models.hf.self_test import InexactModelError, find_way
+
+    try:
+        way = find_way(loaded)
+    except InexactModelError as error:
+        raise ModelLoadError(f"model = {spec.name!r}: {type(loaded).__name__} is not supported: {error}") from error
+    return HFCausalLM(loaded, spec.precision, way)
 
 
 def build_model(spec: LoadSpec, shard: ShardSpec = WHOLE, *, compile: bool = False) -> CausalLM:

@@ -315,7 +315,15 @@ def _load(spec: LoadSpec, on_progress: Progress) -> tuple[CausalLM, Any]:
     _report_loading(spec, on_progress)
     loaded = read_transformers_model(spec, storage_dtype(spec.precision))
     generation_config = loaded.generation_config
-    return make_causal_lm(loaded, spec, consume=True), generation_config
+    return _make_causal_lm(loaded, spec, on_progress), generation_config
+
+
+def _make_causal_lm(loaded: Any, spec: LoadSpec, on_progress: Progress, *, consume: bool = True) -> CausalLM:
+    """Make a model ready to decode, and report if it has to be run in a slower way to be exact."""
+    model = make_causal_lm(loaded, spec, consume=consume)
+    if note := getattr(model, "note", None):
+        on_progress(f"note: {spec.name} {note}")
+    return model
 
 
 def _load_separately(target: LoadSpec, drafter: LoadSpec, on_progress: Progress) -> _LoadedModels:
@@ -332,11 +340,8 @@ def _load_shared(target: LoadSpec, drafter: LoadSpec, on_progress: Progress) -> 
     dtypes = {storage_dtype(target.precision), storage_dtype(drafter.precision)}
     _report_loading(target, on_progress)
     loaded = read_transformers_model(target, dtypes.pop() if len(dtypes) == 1 else torch.float32)
-    draft_model = make_causal_lm(loaded, target if same else drafter, consume=same)
-    if same and isinstance(draft_model, DecoderStack):
-        target_model = DecoderStack(draft_model.weights)
-    else:
-        target_model = make_causal_lm(loaded, target, consume=True)
+    draft_model = _make_causal_lm(loaded, target if same else drafter, on_progress, consume=same)
+    target_model = draft_model.with_own_cache() if same else _make_causal_lm(loaded, target, on_progress)
     return _LoadedModels(target_model, draft_model, loaded.generation_config)
 
 

@@ -68,6 +68,10 @@ class DecoderStack:
         self._scale = weights.head_dim**-0.5
         self._rowwise_max_tokens = ROWWISE_ATTENTION_MAX_TOKENS if weights.device.type == "cpu" else 1
 
+    def with_own_cache(self) -> DecoderStack:
+        """Return another model with the same weights."""
+        return DecoderStack(self.weights)
+
     @property
     def length(self) -> int:
         return self.cache.length

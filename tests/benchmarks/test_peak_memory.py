@@ -8,7 +8,7 @@ import torch
 from pdevis import load_pair
 from pdevis.benchmarks.peak_memory import main, measure_memory, resident_bytes, weight_bytes
 from pdevis.config import DraftConfig
-from pdevis.models.hf import HFCausalLM
+from pdevis.models.hf.hf_causal_lm import HFCausalLM
 
 
 def parameters(model) -> int:

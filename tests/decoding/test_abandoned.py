@@ -8,7 +8,7 @@ from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import DecodeStats
-from pdevis.models.hf import HFCausalLM
+from pdevis.models.hf.hf_causal_lm import HFCausalLM
 
 
 @pytest.fixture

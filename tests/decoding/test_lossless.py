@@ -17,7 +17,7 @@ from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import DecodeStats
 from pdevis.loading.weights.weight_reader import read_weights
-from pdevis.models.hf import HFCausalLM
+from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.models.stack import DecoderStack
 
 PROMPTS = [[7], [7, 200], [(37 * i) % 251 for i in range(33)]]

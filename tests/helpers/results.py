@@ -22,8 +22,8 @@ class GroupedTask(Task):
     metrics = ("correct",)
     groups = ("subject",)
 
-    def score(self, entry: dict[str, Any], text: str) -> dict[str, Any]:
-        return {"correct": float(text == "right"), "extracted": text}
+    def score_answer(self, entry: dict[str, Any], answer: str) -> dict[str, Any]:
+        return {"correct": float(answer == "right"), "extracted": answer}
 
 
 class SpecTask(GroupedTask):
@@ -31,7 +31,7 @@ class SpecTask(GroupedTask):
     metrics = ()
     groups = ("category",)
 
-    def score(self, entry: dict[str, Any], text: str) -> dict[str, Any]:
+    def score_answer(self, entry: dict[str, Any], answer: str) -> dict[str, Any]:
         return {}
 
 

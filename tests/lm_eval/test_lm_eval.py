@@ -125,6 +125,14 @@ def test_answers_end_at_the_stop_string(adapter: Any) -> None:
     assert text == whole[: min(whole.index(later), whole.index(earlier))]
 
 
+def test_thought_that_the_prompt_opens_is_no_answer(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [request(f"Tell me{end}", plain([])) for end in ("", "<think>\n")]
+    without, opened = adapter.generate_until(requests, disable_tqdm=True)
+    monkeypatch.setattr(adapter, "think_end_token", "</think>")
+    assert adapter.generate_until(requests, disable_tqdm=True) == [without, ""]
+    assert opened
+
+
 def test_sampled_answers_are_reproducible_and_differ(adapter: Any) -> None:
     requests = [request("Tell me", plain([], do_sample=True, temperature=1.5, top_p=0.9)) for _ in range(2)]
     first = adapter.generate_until(requests, disable_tqdm=True)

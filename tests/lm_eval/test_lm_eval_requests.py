@@ -43,7 +43,15 @@ def test_stop_string_over_several_tokens() -> None:
 def test_thinking_is_left_out_and_may_hold_stop_strings() -> None:
     stream = stream_of("<think>a\n\nb", "</th", "ink>\n\nans", "wer\n", "\nmore")
     assert read_until(stream, ["\n\n"], "</think>") == "answer"
-    assert read_until(stream_of("never", " ends"), [], "</think>") == "never ends"
+    assert stream.closed
+    assert read_until(stream_of("done</end>\n", "yes"), [], "</end>") == "yes"  # any text may end a thought
+    assert read_until(stream_of("a\n</think>\n", "b</think>\nyes"), [], "</think>") == "yes"
+
+
+def test_a_thought_that_does_not_end_is_no_answer() -> None:
+    assert read_until(stream_of("<think>A", " is"), ["\n"], "</think>") == ""
+    assert read_until(stream_of("A", " is"), ["\n"], "</think>", opening="<think>") == ""
+    assert read_until(stream_of("no thought", "\nat all"), ["\n"], "</think>") == "no thought"
 
 
 def test_requests_become_settings() -> None:

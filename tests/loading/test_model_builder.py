@@ -15,7 +15,7 @@ from pdevis.devices import MultiDevice
 from pdevis.loading import model_builder
 from pdevis.loading.checkpoint import find_source, read_model
 from pdevis.loading.model_builder import assign_layers, fewest_devices, read_multi_device_model
-from pdevis.models.hf import HFCausalLM
+from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")

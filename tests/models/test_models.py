@@ -6,7 +6,7 @@ import torch
 from helpers.tiny_models import ALL, DENSE
 from pdevis.loading.weights.families import unsupported_reason
 from pdevis.loading.weights.weight_reader import read_weights
-from pdevis.models.hf import HFCausalLM
+from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.models.stack import DecoderStack
 
 CPU = torch.device("cpu")

@@ -87,6 +87,7 @@ def test_prepare_all_writes_files_that_load(hub: FakeHub, tmp_path: Path, capsys
         assert options.get("revision") in pins or any(pin in options["data_files"]["test"] for pin in pins), path
     wmt = get_task("wmt").load(out / "wmt.json")
     assert {item["prompt"][0]: item["label"] for item in wmt}["Translate German to English: Satz 3."] == ["Sentence 3."]
+    assert {item["target_language"] for item in wmt} == {"en"}
     mgsm = get_task("mgsm").load(out / "mgsm.json")
     assert {item["label"] for item in mgsm} == {1200, 7}
     assert len({item["language"] for item in mgsm[:11]}) == 11

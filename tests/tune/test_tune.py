@@ -14,7 +14,7 @@ from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import DecodeStats
-from pdevis.models.hf import HFCausalLM
+from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.tune.acceptance import REPLAY_GAMMA, DraftReplay, layer_divergences
 from pdevis.tune.selection import (
     Candidate,

@@ -24,15 +24,20 @@ from pdevis.benchmarks.runs.result_files import (
     make_block,
     make_conversation_block,
     method_keys,
+    scored_text,
 )
 from pdevis.benchmarks.runs.resumable_run import ResumableRun
 from pdevis.benchmarks.runs.run_spec import RunSpec, join_as_worker, make_run_spec
 from pdevis.benchmarks.tasks import Item, Scores, Task
+from pdevis.benchmarks.tasks.task import UNFINISHED, unfinished_note
 from pdevis.cli import is_main_rank
+from pdevis.reasoning.split_reasoning import opening_tag
 from pdevis.util.argtypes import one_line
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
+
+TAG_TOKENS = 24  # of a prompt's end, enough for a tag that opens a thought
 
 
 def answer_item(pair: SpeculativePair, task: Task, item: Item, *, settings: GenerationSettings, index: int) -> Entry:
@@ -47,6 +52,8 @@ def answer_item(pair: SpeculativePair, task: Task, item: Item, *, settings: Gene
             entry[keys[method]] = make_conversation_block(answers)
         else:
             entry[keys[method]] = make_block(answers[0].stats, answers[0].text, answers[0].ids)
+            if tag := opening_tag(pair.tokenizer.decode(conversations[method].prompts[0][-TAG_TOKENS:])):
+                entry[keys[method]]["prompt_opens_thought"] = tag
     if settings.decode.greedy and {"target", "speculative"} <= set(conversations):
         target, speculative = conversations["target"], conversations["speculative"]
         entry[keys["speculative"]] |= compare_turns(pair, target.prompts, target.answers, speculative.answers)
@@ -116,18 +123,24 @@ class RunningTotals:
             if texts := self._speed(method):
                 texts += self._gain() if method == "speculative" else []
                 lines.append(f"{method}: {', '.join([*texts, *_named(self._quality(method))])}")
+        unfinished = {method: self._sums[method][UNFINISHED] for method in self.keys}
+        lines += [
+            f"{name}: {unfinished_note(count, len(self._entries))}" for name, count in unfinished.items() if count
+        ]
         return lines + ([f"answers have not been scored: {self.scoring_error}"] if self.scoring_error else [])
 
     def _score(self, entry: Entry) -> None:
         for method, key in self.keys.items():
-            scores = self.task.score(entry, entry[key]["output_text"])
+            scores = self.task.score(entry, scored_text(entry[key]))
             self._scores[method].append(scores)
-            self._sums[method].update({name: scores[name] for name in self.task.metrics})
+            self._sums[method].update(
+                {name: scores[name] for name in (*self.task.metrics, UNFINISHED) if name in scores}
+            )
 
     def _quality(self, method: str) -> dict[str, float]:
         """Metrics of all answers together if the task has any, otherwise means of its metrics."""
         entries = list(self._entries.values())
-        texts = [entry[self.keys[method]]["output_text"] for entry in entries]
+        texts = [scored_text(entry[self.keys[method]]) for entry in entries]
         try:
             corpus = {} if self.scoring_error else self.task.corpus(entries, texts, self._scores[method])
         except Exception as error:

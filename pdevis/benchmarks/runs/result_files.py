@@ -47,6 +47,7 @@ class Block(TypedDict, total=False):
     mode: str
     same_as_target: bool  # greedy runs with both methods
     first_difference: dict[str, Any]  # see lossless_check
+    prompt_opens_thought: str  # the tag at the end of the prompt that opens a thought, if there is one
     turns: list[Block]  # SpecBench: of each turn of the conversation; the other values are their sums
 
 
@@ -82,6 +83,11 @@ def make_block(stats: DecodeStats, text: str, ids: list[int]) -> Block:
             "mode": stats.mode,
         }
     return block
+
+
+def scored_text(block: Block) -> str:
+    """The text of a block as it is scored: from the tag that opens its thought, which may be part of the prompt."""
+    return block.get("prompt_opens_thought", "") + block["output_text"]
 
 
 def make_conversation_block(turns: Sequence[Generation]) -> Block:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.runs.journal import SUFFIX, find_journals, journal_path, read_journals
-from pdevis.benchmarks.runs.result_files import method_keys, read_meta, read_results
+from pdevis.benchmarks.runs.result_files import method_keys, read_meta, read_results, scored_text
 
 if TYPE_CHECKING:
     from pdevis.benchmarks.tasks import Task
@@ -110,7 +110,7 @@ def read_questions(run: RunResults, task: Task | None) -> list[Question]:
 
 def _score(run: RunResults, task: Task, entry: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
     try:
-        return task.score(entry, block["output_text"])
+        return task.score(entry, scored_text(block))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         question = f"{run.path}: question {entry.get('question_id')!r}"
         raise ValueError(f"{question}: cannot be scored as {run.benchmark}: {type(error).__name__} {error}") from None

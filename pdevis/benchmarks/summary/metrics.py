@@ -11,6 +11,7 @@ from typing import Any
 
 from pdevis.benchmarks.bootstrap import Interval, as_json, interval, mean_of_ratios, ratio, ratio_of_ratios
 from pdevis.benchmarks.summary.load_results import Question
+from pdevis.benchmarks.tasks.task import UNFINISHED
 
 Terms = tuple[float, ...] | None  # one question's addends to the sums of a metric; None: not measured
 
@@ -86,6 +87,12 @@ def total(questions: Sequence[Question], method: str, key: str) -> float | int |
     """Return the sum of a block's value over the questions that have it."""
     values = [value for question in questions if (value := question.blocks.get(method, {}).get(key)) is not None]
     return sum(values) if values else None
+
+
+def unfinished_thoughts(questions: Sequence[Question], method: str) -> int | None:
+    """Count the answers that end inside a thought."""
+    counts = [question.scores[method][UNFINISHED] for question in questions if UNFINISHED in question.scores[method]]
+    return sum(counts) if counts else None
 
 
 def same_as_target(questions: Sequence[Question]) -> dict[str, Any] | None:

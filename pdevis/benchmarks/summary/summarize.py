@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.bootstrap import Interval, as_json, describe_bootstrap
-from pdevis.benchmarks.runs.result_files import METHODS
+from pdevis.benchmarks.runs.result_files import METHODS, scored_text
 from pdevis.benchmarks.summary import metrics
 from pdevis.benchmarks.summary.load_results import Question, RunResults, read_questions
 
@@ -75,6 +75,7 @@ def _summarize_method(questions: Sequence[Question], method: str, scores: Sequen
         "prefill_seconds": metrics.total(answered, method, "prefill_seconds"),
         "tokens_per_second": metrics.tokens_per_second(answered, method),
         "quality": _quality(answered, method, scores),
+        "unfinished_thoughts": metrics.unfinished_thoughts(answered, method),
     }
     if method == "speculative":
         for name in ("drafted", "accepted", "draft_seconds", "verify_seconds"):
@@ -162,7 +163,7 @@ def _compare(questions: Sequence[Question], method: str, task: Task) -> dict[str
 
 
 def _texts(questions: Sequence[Question], method: str) -> list[str]:
-    return [question.blocks[method]["output_text"] for question in questions]
+    return [scored_text(question.blocks[method]) for question in questions]
 
 
 def _measured(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pdevis.benchmarks.bootstrap import format_interval
+from pdevis.benchmarks.tasks.task import unfinished_note
 from pdevis.util.console import MISSING, format_number, make_table, print_lines
 from pdevis.util.labels import format_models
 
@@ -40,6 +41,7 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
     print_lines(console, (f"  failed {count}x: {message}" for message, count in summary["error_messages"].items()))
     _show_speeds(console, summary["methods"])
     _show_quality(console, summary)
+    print_lines(console, unfinished_lines(summary["methods"]))
     print_lines(console, headline_lines(summary))
     for key, group in summary["groups"].items():
         _show_groups(console, key, group, list(summary["methods"]))
@@ -87,6 +89,15 @@ def _show_quality(console: Console, summary: dict[str, Any]) -> None:
     ]
     if rows:
         console.print(make_table(("quality", *summary["methods"]), rows))
+
+
+def unfinished_lines(methods: dict[str, Any]) -> list[str]:
+    """Return a line per method some of whose answers end inside a thought."""
+    return [
+        f"{method}: {unfinished_note(count, result['items'])}"
+        for method, result in methods.items()
+        if (count := result.get("unfinished_thoughts"))
+    ]
 
 
 def corpus_scores(corpus: dict[str, Any]) -> dict[str, float]:

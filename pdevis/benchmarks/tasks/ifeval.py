@@ -189,8 +189,8 @@ class IfEval(Task):
         own = {key: item[key] for key in ("question_id", "prompt", "instruction_id_list")}
         return own | {"kwargs": _without_none(item["kwargs"])}
 
-    def score(self, entry: Item, text: str) -> Scores:
-        strict, loose = check_instructions(entry, text)
+    def score_answer(self, entry: Item, answer: str) -> Scores:
+        strict, loose = check_instructions(entry, answer)
         return {
             "prompt_strict": int(all(strict)),
             "prompt_loose": int(all(loose)),

@@ -85,6 +85,6 @@ class Math(Task):
         own = {key: item[key] for key in ("question_id", "prompt", "label")}
         return own | {key: str(item.get(key) or UNSPECIFIED) for key in self.groups}
 
-    def score(self, entry: Item, text: str) -> Scores:
-        is_correct, extracted = matches_label(str(entry["label"]), text)
+    def score_answer(self, entry: Item, answer: str) -> Scores:
+        is_correct, extracted = matches_label(str(entry["label"]), answer)
         return {"correct": int(is_correct), "extracted": extracted}

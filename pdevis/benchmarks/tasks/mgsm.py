@@ -193,9 +193,9 @@ class Mgsm(Task):
     def entry(self, item: Item) -> Item:
         return {key: item[key] for key in ("question_id", "prompt", "label", "language")}
 
-    def score(self, entry: Item, text: str) -> Scores:
+    def score_answer(self, entry: Item, answer: str) -> Scores:
         language, label = entry["language"], _value(entry["label"])
-        prefixed, flexible = extract_prefixed(text, language), extract_flexible(text)
+        prefixed, flexible = extract_prefixed(answer, language), extract_flexible(answer)
 
         def is_correct(written: str | None) -> int:
             return int(written is not None and to_number(written, language) == label)

@@ -33,5 +33,5 @@ class SpecBench(Task):
             "prompt_text": "\n\n".join(item["turns"]),
         }
 
-    def score(self, entry: Item, text: str) -> Scores:
+    def score_answer(self, entry: Item, answer: str) -> Scores:
         return {}

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pdevis.benchmarks.tasks.items import Item
+from pdevis.reasoning.split_reasoning import split_reasoning
 
 Scores = dict[str, Any]  # of one answer: a number for each of the task's metrics, and what it is based on
+UNFINISHED = "unfinished_thought"  # key of `Scores`: 1 if the text ends inside a thought, which is no answer
 
 
 class Task(Protocol):
     """One benchmark. `entry` turns an item into the task's own keys of a result entry; scoring reads only those.
+
+    A task defines `score_answer`, which sees no reasoning: `score` takes it off first.
 
     Attributes:
         name: one of `BENCHMARKS`.
@@ -46,9 +50,15 @@ class Task(Protocol):
         """The task's own keys of a result entry, question_id first."""
         ...
 
-    def score(self, entry: dict[str, Any], text: str) -> Scores:
+    def score_answer(self, entry: dict[str, Any], answer: str) -> Scores:
         """Score one answer: a number for each of `metrics`, and what it is based on (such as `extracted`)."""
         ...
+
+    def score(self, entry: dict[str, Any], text: str) -> Scores:
+        """Score the answer in a text of a model, which may begin with reasoning; add `UNFINISHED` to its scores."""
+        split = split_reasoning(text)
+        scores = self.score_answer(entry, split.answer)
+        return scores | {UNFINISHED: int(not split.finished)} if scores else scores
 
     def corpus(
         self, entries: Sequence[dict[str, Any]], texts: Sequence[str], scores: Sequence[Scores]
@@ -56,6 +66,7 @@ class Task(Protocol):
         """Metrics that exist only for all answers together: {name: {"score": number, "signature": str}}.
 
         Args:
+            texts: of a model, reasoning included.
             scores: result of `score` for each entry and text.
         """
         return {}
@@ -65,3 +76,8 @@ class Task(Protocol):
     ) -> dict[str, Any]:
         """Test for a difference in quality: {name: {"target", "other", "difference", "p_value", "significant", …}}."""
         return {}
+
+
+def unfinished_note(count: int, answers: int) -> str:
+    """Sentence on the answers of a method that `UNFINISHED` counts."""
+    return f"{count} of {answers} answers end inside a thought and count as no answer: a longer --gen_len lets them end"

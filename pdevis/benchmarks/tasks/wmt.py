@@ -1,25 +1,45 @@
-"""WMT: machine translation, scored with sacrebleu (BLEU, chrF++, TER) and ROUGE.
+"""WMT: machine translation, scored with sacrebleu (BLEU, chrF++, TER) and ROUGE, tokenized for the target language.
 
 All scores are from 0 to 100; for TER lower is better. Each output counts as one line: runs of white space become one
 space, as in the line-per-segment files that the metrics were made for.
+
+An item may name the language that it is translated into; that of others is detected by the script of the references.
+Scores of a file with several languages are those of all segments, each tokenized for its own language.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pdevis.benchmarks.tasks.items import Item, load_items, text, texts
 from pdevis.benchmarks.tasks.task import Scores, Task
+from pdevis.benchmarks.tasks.translation.target_language import KEY, parse_language, target_language, target_languages
+from pdevis.benchmarks.tasks.translation.translation_metrics import (
+    METRICS,
+    ROUGE,
+    make_metric,
+    rouge,
+    rouge_signature,
+    sentence_metrics,
+    sign,
+    tokenize,
+)
+from pdevis.reasoning.split_reasoning import split_reasoning
 
 SIGNIFICANT = 0.05  # p-values below it
+SENTENCE_SCORES = {"BLEU": "bleu", "chrF2++": "chrf", "TER": "ter"}
 
 
-def one_line(output: str) -> str:
-    return " ".join(output.split())
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def translation(text: str) -> str:
+    """The answer in a text of a model, as one line."""
+    return one_line(split_reasoning(text).answer)
 
 
 def source(item: Item) -> str:
@@ -34,32 +54,49 @@ def references(item: Item) -> list[str]:
     return [one_line(reference) for reference in ([label] if isinstance(label, str) else label)]
 
 
-@cache
-def sentence_metrics() -> dict[str, Any]:
-    from sacrebleu.metrics import BLEU, CHRF, TER
+@dataclass(frozen=True)
+class Part:
+    """Items that have corpus scores of their own: all of them, or those of one language if there are several.
 
-    return {"bleu": BLEU(effective_order=True), "chrf": CHRF(word_order=2), "ter": TER()}
+    Attributes:
+        ending: of the names of the scores.
+        items: indices.
+        references: of each item.
+        languages: of each item.
+    """
+
+    ending: str
+    items: list[int]
+    references: list[list[str]]
+    languages: list[str]
+
+    def tokens(self, metric: str, texts: Sequence[str]) -> list[str]:
+        """The translations of these items in the texts of all, tokenized for a metric."""
+        outputs = [translation(texts[i]) for i in self.items]
+        return [tokenize(metric, output, language) for output, language in zip(outputs, self.languages)]
+
+    def reference_streams(self, metric: str) -> list[list[str | None]]:
+        """References in sacrebleu's form: the first of every item, the second of every item (None: has none), …"""
+        labels = [
+            [tokenize(metric, label, language) for label in labels]
+            for labels, language in zip(self.references, self.languages)
+        ]
+        count = max(map(len, labels))
+        return [[label[i] if i < len(label) else None for label in labels] for i in range(count)]
 
 
-def corpus_metrics() -> dict[str, Any]:
-    """New metric objects for each use: their signature contains the number of references that they saw last."""
-    from sacrebleu.metrics import BLEU, CHRF, TER
-
-    return {"BLEU": BLEU(), "chrF2++": CHRF(word_order=2), "TER": TER()}
-
-
-@cache
-def rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
-
-
-def reference_streams(entries: Sequence[Item]) -> list[list[str | None]]:
-    """References in sacrebleu's form: the first of every entry, the second of every entry (None: has none), …"""
+def divide(entries: Sequence[Item]) -> list[Part]:
+    """All items, and those of each language if there are several."""
     labels = [references(entry) for entry in entries]
-    count = max(map(len, labels))
-    return [[label[i] if i < len(label) else None for label in labels] for i in range(count)]
+    languages = target_languages(entries, labels)
+    parts = {"": list(range(len(entries)))}
+    if len(set(languages)) > 1:
+        for i, language in sorted(enumerate(languages), key=lambda numbered: numbered[1]):
+            parts.setdefault(f" ({language})", []).append(i)
+    return [
+        Part(ending, items, [labels[i] for i in items], [languages[i] for i in items])
+        for ending, items in parts.items()
+    ]
 
 
 class Wmt(Task):
@@ -77,68 +114,73 @@ class Wmt(Task):
             (texts if isinstance(item.get(key), list) else text)(item, key)
         if isinstance(item["prompt"], list) and len(item["prompt"]) != 1:
             raise ValueError(f"prompt has {len(item['prompt'])} strings: must be a string, or a list of one")
+        if item.get(KEY) is not None:
+            parse_language(item[KEY])
 
     def prompts(self, item: Item) -> list[str]:
         return [source(item)]
 
     def entry(self, item: Item) -> Item:
-        return {key: item[key] for key in ("question_id", "prompt", "label")}
+        return {key: item[key] for key in ("question_id", "prompt", "label", KEY) if key in item}
 
-    def score(self, entry: Item, text: str) -> Scores:
+    def score_answer(self, entry: Item, answer: str) -> Scores:
         """Sentence-level scores, for looking at single answers: corpus scores are not their means."""
-        output, labels = one_line(text), references(entry)
-        scores = {name: metric.sentence_score(output, labels).score for name, metric in sentence_metrics().items()}
-        overlap = rouge().score_multi(labels, output)
-        return scores | {name: 100 * overlap[name].fmeasure for name in ("rouge1", "rougeL")}
+        output, labels = one_line(answer), references(entry)
+        language = target_language(entry, labels)
+        scores = {}
+        for metric, scorer in sentence_metrics(language).items():
+            tokens, *label_tokens = (tokenize(metric, text, language) for text in (output, *labels))
+            scores[SENTENCE_SCORES[metric]] = scorer.sentence_score(tokens, label_tokens).score
+        return scores | rouge(output, labels)
 
-    def corpus(self, entries: Sequence[Item], texts: Sequence[str], scores: Sequence[Scores]) -> dict[str, Any]:
-        """Corpus scores of sacrebleu, and mean ROUGE."""
-        if not entries:
-            return {}
-        outputs, labels = [one_line(text) for text in texts], reference_streams(entries)
+    def corpus(self, entries: Sequence[Item], texts: Sequence[str], scores: Sequence[Scores] = ()) -> dict[str, Any]:
+        """Corpus scores of sacrebleu, and mean ROUGE; of several languages also those of each, as "BLEU (zh)"."""
         results: dict[str, Any] = {}
-        for name, metric in corpus_metrics().items():
-            score = metric.corpus_score(outputs, labels).score
-            results[name] = {"score": score, "signature": str(metric.get_signature())}
-        overlaps = [rouge().score_multi(references(entry), output) for entry, output in zip(entries, outputs)]
-        signature = f"f-measure|mean|stemmer:no|version:rouge-score {version('rouge-score')}"
-        for name, key in (("ROUGE-1", "rouge1"), ("ROUGE-L", "rougeL")):
-            mean = 100 * sum(overlap[key].fmeasure for overlap in overlaps) / len(overlaps)
-            results[name] = {"score": mean, "signature": signature}
+        for part in divide(entries) if entries else ():
+            for name in METRICS:
+                metric = make_metric(name, part.languages)
+                score = metric.corpus_score(part.tokens(name, texts), part.reference_streams(name)).score
+                signature = sign(metric.get_signature(), part.languages)
+                results[name + part.ending] = {"score": score, "signature": signature}
+            overlaps = [rouge(translation(texts[i]), labels) for i, labels in zip(part.items, part.references)]
+            for name, key in ROUGE.items():
+                mean = sum(overlap[key] for overlap in overlaps) / len(overlaps)
+                results[name + part.ending] = {"score": mean, "signature": rouge_signature()}
         return results
 
     def compare(
         self, entries: Sequence[Item], target_texts: Sequence[str], other_texts: Sequence[str]
     ) -> dict[str, Any]:
-        """sacrebleu's paired bootstrap test of `other` against `target`.
+        """sacrebleu's paired bootstrap test of `other` against `target`; of several languages also of each.
 
         Its p-value counts resamples that differ by more than the scores do. For equal scores this count is 0, which
         would make them significantly different, so equal scores get a p-value of 1.
         """
-        if not entries:
-            return {}
-        from sacrebleu.significance import PairedTest
-
-        systems = [
-            (name, [one_line(text) for text in outputs])
-            for name, outputs in (("target", target_texts), ("other", other_texts))
-        ]
-        signatures, scores = PairedTest(systems, corpus_metrics(), reference_streams(entries), test_type="bs")()
-        results = {}
-        for name, signature in signatures.items():
-            target, other = scores[name]
-            p_value = 1.0 if other.score == target.score else float(other.p_value)
-            results[name] = {
-                "target": float(target.score),
-                "other": float(other.score),
-                "difference": float(other.score - target.score),
-                "p_value": p_value,
-                "significant": p_value < SIGNIFICANT,
-                "target_interval": _interval(target),
-                "other_interval": _interval(other),
-                "signature": str(signature),
-            }
+        results: dict[str, Any] = {}
+        for part in divide(entries) if entries else ():
+            for name in METRICS:
+                results[name + part.ending] = _paired_test(name, part, target_texts, other_texts=other_texts)
         return results
+
+
+def _paired_test(name: str, part: Part, target_texts: Sequence[str], *, other_texts: Sequence[str]) -> dict[str, Any]:
+    from sacrebleu.significance import PairedTest
+
+    systems = [("target", part.tokens(name, target_texts)), ("other", part.tokens(name, other_texts))]
+    metrics = {name: make_metric(name, part.languages)}
+    signatures, scores = PairedTest(systems, metrics, part.reference_streams(name), test_type="bs")()
+    target, other = scores[name]
+    p_value = 1.0 if other.score == target.score else float(other.p_value)
+    return {
+        "target": float(target.score),
+        "other": float(other.score),
+        "difference": float(other.score - target.score),
+        "p_value": p_value,
+        "significant": p_value < SIGNIFICANT,
+        "target_interval": _interval(target),
+        "other_interval": _interval(other),
+        "signature": sign(signatures[name], part.languages),
+    }
 
 
 def _interval(result: Any) -> list[float]:

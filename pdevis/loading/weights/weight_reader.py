@@ -41,6 +41,7 @@ from pdevis.models.linear import (
     fbgemm_engine,
     storage_dtype,
 )
+from pdevis.models.rope_config import native_context
 from pdevis.models.rotation import BlockHadamard, RotatedInputLinear, Rotation
 from pdevis.util.validation import ModelLoadError
 
@@ -153,7 +154,7 @@ class WeightReader:
             mlp_size=config.intermediate_size,
             mlp_block=self.mlp_block,
             vocab_size=config.vocab_size,
-            context_length=config.max_position_embeddings,
+            context_length=native_context(config),
         )
 
     # ---- parts of the model ----

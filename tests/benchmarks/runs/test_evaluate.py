@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from helpers.evaluation import ROOT, SLOW_PAIR, Scripts, load, script_of, timeless
+from helpers.tiny_models import CHAT_TEMPLATE, make_tokenizer
 from pdevis.benchmarks.runs.result_files import method_keys, read_meta, read_results
 from pdevis.benchmarks.tasks import BENCHMARKS
 
@@ -81,6 +83,19 @@ def test_no_chat_changes_the_prompts(scripts: Scripts) -> None:
         assert scripts("wmt", *argv)[0] == 0
     chat, plain = (load(Path(f"{name}.json"))[0]["target_only"]["prompt_tokens"] for name in ("chat", "plain"))
     assert chat > plain
+
+
+def test_a_thought_that_the_prompt_opens_is_no_answer(scripts: Scripts, tmp_path: Path) -> None:
+    processor = shutil.copytree(scripts.models[3], tmp_path / "thinking")
+    make_tokenizer(chat_template=CHAT_TEMPLATE + "<think>\n").save_pretrained(processor)
+    for name, flags in (("thinking", ["--processor", processor]), ("plain", [])):
+        code, err = scripts("mmlu", "--k", 2, "--gen_len", 4, "--output", f"{name}.json", "--no-progress", *flags)
+        assert code == 0
+        note = "2 of 2 answers end inside a thought and count as no answer: a longer --gen_len lets them end"
+        assert all((f"{method}: {note}" in err) == (name == "thinking") for method in ("target", "speculative"))
+    blocks = [entry["target_only"] for name in ("thinking", "plain") for entry in load(Path(f"{name}.json"))]
+    assert [block.get("prompt_opens_thought") for block in blocks] == ["<think>", "<think>", None, None]
+    assert not any(block["output_text"].startswith("<think>") for block in blocks)  # the text of the model alone
 
 
 def test_the_processor_is_another_models_tokenizer(scripts: Scripts, tmp_path: Path) -> None:

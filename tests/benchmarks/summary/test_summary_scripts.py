@@ -109,6 +109,22 @@ def test_all_questions_failed(summary: Main, tmp_path: Path) -> None:
     assert png_size(plot)
 
 
+def test_unfinished_thoughts_are_counted_and_shown(summary: Main, tmp_path: Path) -> None:
+    made = entries("mmlu", 5, methods=("target", "speculative"))
+    for entry in made:
+        entry["target_only"]["output_text"] = "<think>\nNot B.\n</think>\n\nA"
+        entry["speculative"]["output_text"] = "<think>\nNot B.\n</think>\n\nA"
+    made[1]["target_only"]["output_text"] = "<think>\nThe answer is A"
+    made[2]["target_only"] |= {"output_text": "The answer is A", "prompt_opens_thought": "<think>"}
+    code, out, _ = summary("mmlu", "--input", save(tmp_path / "r.json", made), "--output", tmp_path / "s.json")
+    assert code == 0
+    found = json.loads((tmp_path / "s.json").read_text())["methods"]
+    assert (found["target"]["unfinished_thoughts"], found["speculative"]["unfinished_thoughts"]) == (2, 0)
+    assert found["target"]["quality"]["correct"]["value"] == pytest.approx(3 / 5)
+    assert "target: 2 of 5 answers end inside a thought and count as no answer: a longer --gen_len lets them end" in out
+    assert out.count("inside a thought") == 1
+
+
 def test_partial_journal(summary: Main, tmp_path: Path) -> None:
     journal = save_journal(tmp_path / "r.json.partial.jsonl", entries("mmlu", 6))
     code, out, _ = summary("mmlu", "--input", journal, "--output", tmp_path / "s.json")

@@ -27,7 +27,7 @@ from pdevis.generation import DecodeStats
 from pdevis.loading.catalog import Source
 from pdevis.loading.checkpoint import find_source, read_config, read_model
 from pdevis.loading.model_builder import read_sharded_model
-from pdevis.models.hf import HFCausalLM
+from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.parallel.torchrun.process_group import RankChannel, start_ranks
 from pdevis.parallel.torchrun.tensor_parallel import TensorParallel
 from pdevis.util.validation import ModelLoadError
