@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers.tiny_models import DENSE
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.checkpoint import find_source, read_config, read_model
 from pdevis.loading.model_builder import LoadSpec, build_model
@@ -37,7 +38,7 @@ def _full_float32():
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", DENSE)
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.15), ("float16", 0.03)])
 def test_forward_agrees_with_transformers(tiny_folder, arch, precision, tolerance):
     source = find_source(str(tiny_folder(arch)))

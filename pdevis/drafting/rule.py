@@ -11,8 +11,8 @@ def check_mode(mode: str, has_sublayers: bool) -> None:
     """Raise ValueError if a drafting mode needs access to the drafter's sublayers and there is none."""
     if mode in SUBLAYER_MODES and not has_sublayers:
         raise ValueError(
-            f"mode = {mode!r}: needs a drafter of a family whose layers pdevis runs itself "
-            "(llama, qwen2, qwen3 with full attention); this drafter runs with mode = 'exact' only"
+            f"mode = {mode!r}: needs a drafter whose layers pdevis runs itself (docs/models.md lists the families); "
+            "this drafter runs with mode = 'exact' only"
         )
 
 

@@ -1,4 +1,4 @@
-"""DecoderStack: a minimal forward pass of Llama, Qwen2 and Qwen3 that can run any sublayer on any hidden state.
+"""DecoderStack: a minimal forward pass of Llama-like families that can run any sublayer on any hidden state.
 
 One sequence, one preallocated key/value cache per layer, no modules, no hooks. `attention` and `mlp` return a
 sublayer's *update* of the residual stream, so that a drafting engine decides which updates are added to which state.

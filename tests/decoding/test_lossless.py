@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_sampling import chi_square
 
+from helpers.tiny_models import ALL, DENSE
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.sampling import distribution
@@ -19,8 +20,6 @@ from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.models.stack import DecoderStack
 
-DENSE = ("llama", "qwen2", "qwen3")
-ALL = (*DENSE, "qwen3_moe", "qwen3_next")
 PROMPTS = [[7], [7, 200], [(37 * i) % 251 for i in range(33)]]
 RULES = [DraftConfig(mode="exact"), DraftConfig(mode="skip", check="inline", threshold=0.6, calibrate=False)] + [
     DraftConfig(mode=mode, check=check, threshold=0.6, window=window)

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.tiny_models import DENSE
 from pdevis.config import DraftConfig
 from pdevis.drafting.engine import DraftEngine
 from pdevis.drafting.schedule import Group, Schedule
 from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.stack import DecoderStack
 
-ARCHS = ("llama", "qwen2", "qwen3")
 LAYERS = 8
 PROMPT = torch.arange(11) * 17 % 256
 NEXT = [torch.tensor([5]), torch.tensor([77]), torch.tensor([9, 200])]
@@ -23,7 +23,7 @@ THRESHOLDS = (-1.1, 0.6, 0.9, 0.95, 1.1)
 def weights(tiny_model):
     """Scale updates down, so that some layers are as similar to their neighbours as those of a trained model."""
     made = {}
-    for arch in ARCHS:
+    for arch in DENSE:
         model = tiny_model(arch, layers=LAYERS)
         for i, layer in enumerate(model.model.layers):
             layer.self_attn.o_proj.weight.data *= 0.05 * (i % 4 + 1)
@@ -58,7 +58,7 @@ def snapshot(stack: DecoderStack) -> torch.Tensor:
     return torch.stack([rows[: stack.length] for rows in stack.cache.storage])
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", DENSE)
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8])
 def test_inline_skip_lanes_equal_the_sequential_rule(weights, arch, threshold, window):
@@ -89,7 +89,7 @@ def test_wide_windows_shorten_the_serial_path(weights):
     assert depths == [2 * LAYERS, 4 + 2 * 3, 4 + 2]
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", DENSE)
 @pytest.mark.parametrize("mode", ["skip", "parallel"])
 @pytest.mark.parametrize("check", ["inline", "planned"])
 def test_threshold_above_one_equals_exact(weights, arch, mode, check):
@@ -117,7 +117,7 @@ def test_parallel_with_one_lane_is_exact(weights, check):
     assert all(torch.equal(a.logits, b.logits) and a.depth == b.depth for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", DENSE)
 @pytest.mark.parametrize("check", ["inline", "planned"])
 def test_parallel_pairs_follow_the_formula(weights, arch, check):
     """a = A_l(h), b = A_l+1(h); M_l(h + a), M_l+1(h + a + b); h := h + a + b + both."""

@@ -19,7 +19,6 @@ from pdevis.benchmarks.tasks import Task
 SLOW_PAIR = ROOT / "tests" / "benchmarks" / "runs" / "slow_pair.py"
 # categories of Spec-Bench whose questions have two turns
 MULTI_TURN = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
-BENCHMARKS = ("wmt", "mmlu", "mgsm", "math", "ifeval", "specbench")
 
 
 def script_of(benchmark: str) -> Path:

@@ -12,6 +12,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from pdevis.loading.weights.families import FAMILIES
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TOKENS = 256 + len(SPECIAL)
 PADDED = 264
@@ -45,6 +47,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **EXPERTS,
     },
 }
+DENSE = tuple(FAMILIES)  # those that run as a `DecoderStack`
+ALL = tuple(ARCHITECTURES)
 
 
 def make_config(arch: str, layers: int, **changes: Any) -> Any:

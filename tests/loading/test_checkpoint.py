@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from helpers.tiny_models import ALL
 from pdevis.loading.checkpoint import (
     check_same_tokenizer,
     find_source,
@@ -43,7 +44,7 @@ def load(folder: Path) -> Any:
     return read_model(find_source(str(folder)), torch.float32, CPU)
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next"])
+@pytest.mark.parametrize("arch", ALL)
 def test_reads_what_was_saved(arch: str, tiny_folder: Callable[..., Path], tiny_model: Callable[..., Any]) -> None:
     source = find_source(str(tiny_folder(arch)))
     model = read_model(source, torch.float32, CPU)

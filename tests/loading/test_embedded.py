@@ -17,6 +17,7 @@ from helpers import HANG_SECONDS
 from pdevis.devices import check_device
 from pdevis.loading import embedded
 from pdevis.loading.checkpoint import find_source, read_config, read_model, read_tokenizer, stop_ids
+from pdevis.loading.weights.families import FamilyConfig
 from pdevis.util.validation import ModelLoadError
 
 
@@ -188,6 +189,7 @@ def test_config_tokenizer_and_template(embedded_folder: Path) -> None:
     assert embedded.is_complete(embedded_folder)
     source = find_source(str(embedded_folder))
     config, tokenizer = read_config(source), read_tokenizer(source)
+    assert type(config) is FamilyConfig  # its own class would import modelling code
     assert (config.model_type, config.num_hidden_layers, config.tie_word_embeddings) == ("llama", 30, True)
     assert not hasattr(config, "quantization_config")
     assert stop_ids(None, config, tokenizer) == (2,)

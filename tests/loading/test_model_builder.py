@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 
+from helpers.tiny_models import ALL
 from pdevis.devices import MultiDevice
 from pdevis.loading import model_builder
 from pdevis.loading.checkpoint import find_source, read_model
@@ -18,7 +19,6 @@ from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")
-ALL = ("llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next")
 IDS = torch.randint(0, 256, (24,), generator=torch.Generator().manual_seed(0))
 
 

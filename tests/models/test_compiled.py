@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.decoding import GREEDY, PROMPT, plain
+from helpers.tiny_models import DENSE
 from pdevis import DecodeConfig, load_pair
 from pdevis.config import DraftConfig
 from pdevis.decoding.speculative import speculative
@@ -40,7 +41,7 @@ def _reset_compiler(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", FORMATS)
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", DENSE)
 def test_every_width_computes_what_the_stack_computes(tiny_model, arch, precision):
     weights = read_weights(tiny_model(arch, layers=2, dtype=torch.float32), precision, CPU)
     plain_stack, fast = DecoderStack(weights), DecoderStack(weights)

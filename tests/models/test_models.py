@@ -3,14 +3,16 @@
 import pytest
 import torch
 
+from helpers.tiny_models import ALL, DENSE
 from pdevis.loading.weights.families import unsupported_reason
 from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.models.stack import DecoderStack
 
 CPU = torch.device("cpu")
-DENSE = ("llama", "qwen2", "qwen3")
-ALL = (*DENSE, "qwen3_moe", "qwen3_next")
+SLIDING = {  # family: settings with which its attention slides
+    "qwen2": {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0},
+}
 EXACT = 1e-4  # the libraries compute norms and recurrent states in float32 even for float64 models
 
 
@@ -204,7 +206,7 @@ def test_consume_frees_the_layers(tiny_model):
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
         ("llama", {"hidden_act": "gelu"}, "gelu"),
         ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "already quantised"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, "sliding"),
+        *((arch, changes, "sliding") for arch, changes in SLIDING.items()),
     ],
 )
 def test_unsupported_architectures_are_named(tiny_model, arch, changes, word):
@@ -214,8 +216,9 @@ def test_unsupported_architectures_are_named(tiny_model, arch, changes, word):
         read_weights(model, "float64", CPU)
 
 
-def test_sliding_window_model_rewinds(tiny_model):
-    model = tiny_model("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=0)
+@pytest.mark.parametrize("arch", SLIDING)
+def test_sliding_window_model_rewinds(tiny_model, arch):
+    model = tiny_model(arch, **SLIDING[arch])
     ids = random_ids(60)
     lm = HFCausalLM(model, "float64")
     lm.prefill(ids[:40])

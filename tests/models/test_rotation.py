@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from helpers.tiny_models import DENSE
+from pdevis.loading.weights.families import FAMILIES
 from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.linear import Int8Linear, has_int8
 from pdevis.models.rotation import BlockHadamard, Rotation
@@ -27,9 +29,9 @@ def test_large_sizes_mix_all_coordinates():
     assert q.abs().max() < 0.5
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", DENSE)
 def test_the_model_computes_the_same_function(tiny_model, arch):
-    model = tiny_model(arch, attention_bias=True) if arch != "qwen2" else tiny_model(arch)
+    model = tiny_model(arch, **dict.fromkeys(FAMILIES[arch].bias_settings, True))
     g = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
         if "norm" in name or name.endswith("bias"):

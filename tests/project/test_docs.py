@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT
+from pdevis.benchmarks.tasks import BENCHMARKS
+from pdevis.loading.weights.families import FAMILIES
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Data/README.md", *PAGES)
@@ -195,6 +197,22 @@ def test_troubleshooting_has_messages() -> None:
 @pytest.mark.parametrize("message", MESSAGES)
 def test_messages_of_troubleshooting_are_the_programs(message: str) -> None:
     assert any(message.removesuffix("…") in text for text in source_messages()), message
+
+
+def test_models_page_lists_the_families() -> None:
+    rows = re.findall(r"^\| .* \| `(\w+)` \|$", read("docs/models.md").partition("## Architectures")[2], re.M)
+    assert sorted(rows) == sorted(FAMILIES)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_pages_list_the_benchmarks(benchmark: str) -> None:
+    row = rf"^\| .*`evaluation/{benchmark}/evaluate_{benchmark}\.py`, `summary/{benchmark}/summary_{benchmark}\.py`"
+    assert re.search(row, read("docs/evaluation.md"), re.M)
+    for heading in ("Sources", "Schemas", "Scores"):
+        section = read("Data/README.md").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        assert re.search(rf"^\| {benchmark} \|", section, re.M), heading
+    names = re.search(r"runs a benchmark \((.*?)\)", read("README.md"), re.S)[1]
+    assert benchmark in names.lower().split(", ")
 
 
 def test_every_page_is_linked_from_the_readme() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from pdevis.benchmarks.tasks import BENCHMARKS, get_task
 from pdevis.generation import DecodeStats, Generation
 from pdevis.util.files import encode_json, parse_json, read_text
 
@@ -18,8 +19,6 @@ ARRAY_KEYS = {"target": "target_only", "drafter": "drafter_only", "speculative":
 LINES_KEYS = {"target": "target", "drafter": "draft", "speculative": "speculative"}
 METHODS = tuple(ARRAY_KEYS)  # in the order in which they run
 LINES = ("specbench",)  # benchmarks whose results are JSON lines
-# keys that only one benchmark's entries have; wmt and math need the meta file to be told apart
-OWN_KEYS = {"subject": "mmlu", "language": "mgsm", "instruction_id_list": "ifeval", "prompt_text": "specbench"}
 
 Entry = dict[str, Any]  # one question: question_id, the task's own keys, then a `Block` per method or "error"
 Meta = dict[str, Any]  # benchmark, settings, versions, pair: the header of a run; with further facts its meta file
@@ -199,11 +198,18 @@ def _check_entry(location: str, entry: Any) -> None:
         raise ValueError(f"{location}: every method's block must be an object with output_text")
 
 
+def _benchmark_of(entry: Entry) -> str | None:
+    """Return the benchmark whose own keys an entry has, the one with most keys; None if it has those of none."""
+    own_keys = {name: get_task(name).own_keys for name in BENCHMARKS}
+    present = [name for name, keys in own_keys.items() if keys and all(key in entry for key in keys)]
+    return max(present, key=lambda name: len(own_keys[name]), default=None)
+
+
 def _check_benchmark(path: Path, entries: list[Entry], benchmark: str) -> None:
     meta = read_meta(path) or {}
-    actual = meta.get("benchmark") or next((OWN_KEYS[key] for key in OWN_KEYS if key in entries[0]), None)
+    actual = meta.get("benchmark") or _benchmark_of(entries[0])
     expects_lines = benchmark in LINES
     blocks = {key for entry in entries for key in entry}
     wrong_keys = bool(blocks & ({"target_only", "drafter_only"} if expects_lines else {"target", "draft"}))
-    if (actual or benchmark) != benchmark or wrong_keys or (actual is None and benchmark in OWN_KEYS.values()):
+    if (actual or benchmark) != benchmark or wrong_keys or (actual is None and get_task(benchmark).own_keys):
         raise ValueError(f"{path}: these are results of {actual or 'another benchmark'}, not of {benchmark}")

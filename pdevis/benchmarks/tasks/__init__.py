@@ -14,7 +14,14 @@ from pdevis.benchmarks.tasks.task import Scores, Task
 
 __all__ = ["BENCHMARKS", "Item", "Scores", "Task", "get_task"]
 
-_CLASSES = {"wmt": "Wmt", "mmlu": "Mmlu", "mgsm": "Mgsm", "math": "Math", "ifeval": "IfEval", "specbench": "SpecBench"}
+_CLASSES = {
+    "wmt": "Wmt",
+    "mmlu": "Mmlu",
+    "mgsm": "Mgsm",
+    "math": "Math",
+    "ifeval": "IfEval",
+    "specbench": "SpecBench",
+}
 BENCHMARKS = tuple(_CLASSES)
 
 

@@ -164,6 +164,7 @@ class IfEval(Task):
     name = "ifeval"
     gen_len = 512
     metrics = ("prompt_strict", "prompt_loose")
+    own_keys = ("instruction_id_list",)
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:
         return load_items(path, self._check, k)

@@ -61,6 +61,7 @@ class Math(Task):
     gen_len = 512
     metrics = ("correct",)
     groups = ("subject", "level")
+    own_keys = groups
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:
         return load_items(path, self._check, k)

@@ -170,6 +170,7 @@ class Mgsm(Task):
     gen_len = 256
     metrics = ("correct", "correct_flexible")
     groups = ("language",)
+    own_keys = groups
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:
         return load_items(path, self._check, k)

@@ -221,6 +221,7 @@ class Mmlu(Task):
     gen_len = 16
     metrics = ("correct",)
     groups = ("subject",)
+    own_keys = groups
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:
         return load_items(path, self._check, k)

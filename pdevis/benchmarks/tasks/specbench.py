@@ -12,6 +12,7 @@ class SpecBench(Task):
     name = "specbench"
     gen_len = 256
     groups = ("category",)
+    own_keys = ("prompt_text",)
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:
         return load_items(path, self._check, k)

@@ -24,6 +24,7 @@ class Task(Protocol):
         metrics: keys of `score` that are numbers and may be averaged over questions, the main one first.
         lower_is_better: those of `metrics` that are errors.
         groups: keys of an entry that results are reported by.
+        own_keys: keys of an entry by which result files without a meta file are told from other benchmarks' files.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Task(Protocol):
     metrics: tuple[str, ...] = ()
     lower_is_better: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    own_keys: tuple[str, ...] = ()
 
     def load(self, path: Path, k: int | None = None) -> list[Item]:
         """Load the first k items (None: all) of a file that holds a JSON array or JSON lines; every item is checked.

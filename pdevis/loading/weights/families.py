@@ -1,9 +1,10 @@
 """Families of models that a `DecoderStack` runs: the names of their weights, their config, their rotary frequencies.
 
 transformers' config class of a family may import most of its modelling code, which takes longer than reading a small
-model. So the config is read into the base class of all configs, unless a value is missing that the class would supply.
+model. So a plain config.json is read into `FamilyConfig`, which gives the same values as the family's class. If a value
+is missing or of an unusual form, that class reads the config.
 
-To support another family, add it to `FAMILIES` with the names of its modules, and to the families of the tests.
+To support another family, add it to `FAMILIES`; CONTRIBUTING.md has an example and says what to check before.
 
 Shapes: H = hidden size, N = query heads, K = key/value heads, D = head size, I = MLP size, V = vocabulary.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -23,6 +25,7 @@ from pdevis.util.files import parse_json, read_text
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not depend on the length
+PLAIN_ROPE_TYPES = ("default", "llama3")  # which no family's config class renames or gives other values
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -36,9 +39,14 @@ SIZES = (
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """Names of a family's modules in transformers; several names: projections that are fused into one product.
+    """Names of a family's modules in transformers, and settings of its config; its forward must be Llama's otherwise.
 
-    A `…_bias` is True or False, or the name of the setting in the config.
+    Args:
+        qkv, gate_up: several names are projections that are fused into one product.
+        qkv_bias, output_bias, mlp_bias: True, False, or the name of the setting in the config.
+        slides: a value of `sliding_window` makes attention slide; False if it only does so by `layer_types` or never.
+        required: settings without which transformers' class has to read config.json, since it has defaults for them.
+            Those that a bias names, and `sliding_window` of a family that slides, need not be listed.
     """
 
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
@@ -51,13 +59,28 @@ class FamilySpec:
     qkv_bias: bool | str = "attention_bias"
     output_bias: bool | str = "attention_bias"
     mlp_bias: bool | str = False
+    slides: bool = True
+    required: tuple[str, ...] = ()
+
+    @property
+    def bias_settings(self) -> tuple[str, ...]:
+        """The settings of the config that say which projections have a bias."""
+        return tuple(bias for bias in (self.qkv_bias, self.output_bias, self.mlp_bias) if isinstance(bias, str))
 
 
 FAMILIES = {
-    "llama": FamilySpec(mlp_bias="mlp_bias"),
-    "qwen2": FamilySpec(qkv_bias=True, output_bias=False),
-    "qwen3": FamilySpec(qk_norm=("q_norm", "k_norm")),
+    "llama": FamilySpec(mlp_bias="mlp_bias", slides=False),
+    "qwen2": FamilySpec(qkv_bias=True, output_bias=False, slides=False),
+    "qwen3": FamilySpec(qk_norm=("q_norm", "k_norm"), slides=False, required=("head_dim",)),
 }
+
+
+@strict
+class FamilyConfig(PreTrainedConfig):
+    """Config of a supported family without its class: the two fields make transformers standardise the rope values."""
+
+    max_position_embeddings: int = 0
+    rope_parameters: dict[str, Any] | None = None
 
 
 def unsupported_reason(config: Any) -> str | None:
@@ -66,19 +89,24 @@ def unsupported_reason(config: Any) -> str | None:
         return f"model type {config.model_type!r} (supported: {', '.join(FAMILIES)})"
     if getattr(config, "quantization_config", None):
         return "weights that are already quantised"
+    if config.is_heterogeneous:
+        return "layers with settings of their own"
     rope = config.rope_parameters
+    if any(isinstance(value, dict) for value in rope.values()):
+        return "a rotary embedding per kind of layer"
     if rope.get("rope_type", "default") not in ROPE_TYPES:
         return f"rope type {rope['rope_type']!r} (supported: {', '.join(ROPE_TYPES)})"
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         return "partial rotary embedding"
     if config.hidden_act != "silu":
         return f"activation {config.hidden_act!r} (supported: silu)"
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+    slides = FAMILIES[config.model_type].slides and getattr(config, "sliding_window", None) is not None
+    if slides or any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         return "sliding-window attention"
     return None
 
 
-def read_family_config(file: Path, name: str) -> PreTrainedConfig | None:
+def read_family_config(file: Path, name: str) -> FamilyConfig | None:
     """Read the config.json of a supported family without its config class; None if only that class can read it.
 
     Args:
@@ -89,8 +117,9 @@ def read_family_config(file: Path, name: str) -> PreTrainedConfig | None:
     if not isinstance(values, dict) or not _is_plain(values):
         return None
     family = values.pop("model_type")
-    values["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
-    config = PreTrainedConfig(**values | {"_name_or_path": name})
+    if values.get("head_dim") is None:
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    config = FamilyConfig(**values | {"_name_or_path": name})
     config.model_type = family
     return config
 
@@ -101,18 +130,36 @@ def _is_plain(values: dict[str, Any]) -> bool:
     def is_positive(key: str) -> bool:
         return isinstance(values.get(key), int) and values[key] > 0
 
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if values.get("model_type") not in FAMILIES:
+        return False
+    family = FAMILIES[values["model_type"]]
     return (
-        values.get("model_type") in FAMILIES
-        and all(map(is_positive, SIZES))
+        all(map(is_positive, SIZES))
         and values["hidden_size"] % values["num_attention_heads"] == 0
-        and (is_positive("head_dim") or values["model_type"] != "qwen3")  # whose default is not H / N
+        and (values.get("head_dim") is None or is_positive("head_dim"))
         and isinstance(values.get("rms_norm_eps"), float)
         and isinstance(values.get("hidden_act"), str)
-        and isinstance(values.get("tie_word_embeddings"), bool)
+        and all(isinstance(values.get(key), bool) for key in ("tie_word_embeddings", *family.bias_settings))
+        and all(values.get(key) is not None for key in family.required)
+        and "eos_token_id" in values
+        and ("sliding_window" in values or not family.slides)
         and not values.get("use_sliding_window")
-        and isinstance(rope, dict)
-        and not any(isinstance(value, dict) for value in rope.values())  # a rotary embedding per kind of layer
+        and not values.get("per_layer_config")
+        and _has_plain_rope(values)
+    )
+
+
+def _has_plain_rope(values: dict[str, Any]) -> bool:
+    """Return True if a config.json gives the rotary embedding in one of the forms that all families read alike.
+
+    Files on the hub have `rope_theta` apart, and `rope_scaling` as null or with the type as "type" or "rope_type".
+    """
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    return (
+        isinstance(rope, dict)
+        and rope.get("rope_type", rope.get("type", "default")) in PLAIN_ROPE_TYPES
+        and isinstance(rope.get("rope_theta", values.get("rope_theta")), (int, float))
+        and not any(isinstance(value, dict) for value in rope.values())
     )
 
 
@@ -162,7 +209,7 @@ def _layer_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     def add(part: str, name: str, rows: int, columns: int, bias: bool | str) -> None:
         shapes[f"{part}.{name}.weight"] = (rows, columns)
-        if getattr(config, bias, False) if isinstance(bias, str) else bias:
+        if getattr(config, bias) if isinstance(bias, str) else bias:
             shapes[f"{part}.{name}.bias"] = (rows,)
 
     qkv_rows = (queries, keys, keys) if len(family.qkv) == 3 else (queries + 2 * keys,)

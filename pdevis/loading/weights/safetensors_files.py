@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,10 @@ DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.int8: "I8"}  # 
 
 class TensorSource(Protocol):
     """The weights of a model, by their names in transformers."""
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all weights."""
+        ...
 
     def tensor(self, name: str) -> Tensor:
         """Return a weight."""
@@ -58,6 +62,9 @@ class SafetensorsFolder:
         """The safetensors files, in the order of their names."""
         return [self.folder / name for name in sorted(set(self._files.values()))]
 
+    def names(self) -> Iterable[str]:
+        return self._files.keys()
+
     def tensor(self, name: str) -> Tensor:
         """Return a weight, mapped from disk. The head of a model without its own is the embedding."""
         if name == f"{HEAD}.weight" and name not in self._files:
@@ -83,6 +90,9 @@ class ModuleTensors:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+
+    def names(self) -> Iterable[str]:
+        return (name for name, _ in self._model.named_parameters())
 
     def tensor(self, name: str) -> Tensor:
         return self._model.get_parameter(name).detach()

@@ -43,6 +43,7 @@ from pdevis.models.linear import (
 )
 from pdevis.models.rope_config import native_context
 from pdevis.models.rotation import BlockHadamard, RotatedInputLinear, Rotation
+from pdevis.util.validation import ModelLoadError
 
 MAX_EXACT_PARTS = 4  # devices that split an MLP with the bits of one; more than that round differently on small models
 VECTOR_SIZE = 32  # numbers that a CPU kernel processes at a time; a smaller remainder takes another path and rounds
@@ -75,6 +76,7 @@ def read_weights(
 
     Raises:
         ValueError: if a stack does not compute this architecture exactly, or the MLPs have too few rows for the shards.
+        ModelLoadError: if the model has weights that a stack would leave out.
     """
     reader = WeightReader(
         model,
@@ -110,6 +112,7 @@ class WeightReader:
         self.config, self.family = config, FAMILIES[config.model_type]
         self.source: TensorSource = model.weights if isinstance(model, OpenedModel) else ModuleTensors(model)
         self.names = weight_shapes(config).keys()
+        self._check_all_are_used()
         self.precision, self.device, self.dtype = precision, device, storage_dtype(precision)
         self.shard, self.drafter, self.prepared = shard, drafter, prepared
         self.head_rows = min(head_rows or config.vocab_size, config.vocab_size)
@@ -295,6 +298,21 @@ class WeightReader:
         return torch.cat([qk, rows[end:]])
 
     # ---- helpers ----
+
+    def _check_all_are_used(self) -> None:
+        """Raise ModelLoadError if the decoder's modules have weights or biases that no part of the stack reads.
+
+        Modules outside the decoder and tensors of other kinds, such as stored frequencies, do not change its text.
+        """
+        layers = map(layer_name, range(self.config.num_hidden_layers))
+        modules = tuple(f"{module}." for module in (EMBEDDING, FINAL_NORM, HEAD, *layers))
+        names = set(self.source.names()) - self.names
+        unused = sorted(name for name in names if name.startswith(modules) and name.endswith((".weight", ".bias")))
+        if unused:
+            raise ModelLoadError(
+                f"model = {self.config.name_or_path or self.config.model_type!r}: has weights that pdevis's "
+                f"forward pass does not use, {unused[0]} first of {len(unused)}; check the settings of its config.json"
+            )
 
     def _mlp_block(self) -> int:
         """Return how many MLP rows must stay together on one device. Raises ValueError for too many shards."""

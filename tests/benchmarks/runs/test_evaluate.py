@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.evaluation import BENCHMARKS, ROOT, SLOW_PAIR, Scripts, load, script_of, timeless
+from helpers.evaluation import ROOT, SLOW_PAIR, Scripts, load, script_of, timeless
 from helpers.tiny_models import CHAT_TEMPLATE, make_tokenizer
 from pdevis.benchmarks.runs.result_files import method_keys, read_meta, read_results
+from pdevis.benchmarks.tasks import BENCHMARKS
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pdevis.benchmarks.runs.result_files import encode_results, meta_path, read_meta, read_results
+from helpers import ROOT
+from pdevis.benchmarks.runs.result_files import encode_results, meta_path, method_keys, read_meta, read_results
+from pdevis.benchmarks.tasks import BENCHMARKS, get_task
 from pdevis.util.files import write_atomic
 
 BLOCK = {"output_text": "x"}
@@ -68,6 +70,19 @@ def test_results_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="must be UTF-8 text"):
         read_results(tmp_path / "x")
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_results_without_a_meta_file_are_known_by_their_keys(benchmark: str, output: Path) -> None:
+    task = get_task(benchmark)
+    sample = next((ROOT / "Data" / "samples").glob(f"{benchmark}.*"))
+    entry = task.entry(task.load(sample, k=1)[0]) | {method_keys(benchmark)["target"]: BLOCK}
+    output.write_bytes(encode_results(benchmark, [entry]))
+    assert read_results(output, benchmark) == [entry]
+    for other in BENCHMARKS:
+        if task.own_keys and other != benchmark:
+            with pytest.raises(ValueError, match=f"these are results of {benchmark}, not of {other}"):
+                read_results(output, other)
 
 
 def test_results_of_another_benchmark_are_refused_by_name(output: Path) -> None:

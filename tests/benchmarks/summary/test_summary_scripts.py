@@ -13,8 +13,8 @@ import pytest
 
 from helpers import ROOT
 from helpers.results import entries, save, save_journal
+from pdevis.benchmarks.tasks import BENCHMARKS
 
-BENCHMARKS = ("wmt", "mmlu", "mgsm", "math", "ifeval", "specbench")
 Main = Callable[..., tuple[int, str, str]]
 
 

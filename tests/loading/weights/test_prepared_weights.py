@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.tiny_models import DENSE
 from pdevis import DecodeConfig, load_pair
 from pdevis.loading import model_builder
 from pdevis.loading.checkpoint import find_source, read_config
@@ -79,7 +80,7 @@ def assert_same_bits(found: StackWeights, expected: StackWeights) -> None:
     assert all(getattr(found, name) == getattr(expected, name) for name in names)
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", DENSE)
 @pytest.mark.parametrize("drafter", [True, False])
 def test_bits_are_those_of_weights_computed_anew(
     cache: Path, tiny_folder: Callable[..., Path], arch: str, drafter: bool

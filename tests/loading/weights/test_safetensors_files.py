@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.tiny_models import DENSE
+from pdevis import DecodeConfig, load_pair
 from pdevis.loading.checkpoint import find_source, read_config
+from pdevis.loading.weights.families import FAMILIES, FamilySpec
 from pdevis.loading.weights.safetensors_files import TensorEntry, open_model, write_safetensors
 from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.stack import DecoderStack
@@ -19,7 +23,7 @@ from pdevis.util.validation import ModelLoadError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", DENSE)
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_weights_on_disk_equal_those_in_memory(
     arch: str, pieces: int, tiny_model: Callable[..., Any], tmp_path: Path
@@ -56,6 +60,42 @@ def test_a_weight_of_another_shape_counts_as_missing(tiny_model: Callable[..., A
     source = find_source(str(tmp_path))
     with pytest.raises(ModelLoadError, match=r"lack 2 weights .* model\.layers\.1\.self_attn\.q_proj\.bias first"):
         open_model(source, read_config(source))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.post_feedforward_layernorm.weight",
+        "lm_head.bias",
+    ],
+)
+def test_a_weight_that_no_part_reads_is_refused(name: str, tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder("llama"), tmp_path / "model"))
+    save_file(load_file(folder / "model.safetensors") | {name: torch.zeros(64)}, folder / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=rf"pdevis's forward pass does not use, {name} first of 1;"):
+        load_pair(str(folder), device="cpu")
+
+
+def test_a_spec_that_leaves_weights_out_is_refused(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model in memory, as from files of other formats."""
+    model = tiny_model("qwen2", layers=2)
+    monkeypatch.setitem(FAMILIES, "qwen2", FamilySpec(qkv_bias=False, output_bias=False))
+    with pytest.raises(
+        ModelLoadError, match=r"model = 'qwen2': has weights .* model\.layers\.0\.self_attn\.k_proj\.bias first of 6"
+    ):
+        read_weights(model, "float64", CPU)
+
+
+def test_tensors_outside_the_decoder_are_ignored(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder("llama", layers=2), tmp_path / "model"))
+    outside = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.2.mlp.down_proj.weight", "score.weight"]
+    tensors = {name: torch.zeros(64) for name in outside}
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
+    assert load_pair(str(folder), device="cpu").generate("Hi", DecodeConfig(max_new_tokens=2, eos_ids=())).ids
 
 
 def test_a_written_file_is_that_of_the_library(tmp_path: Path) -> None:
