@@ -40,7 +40,7 @@ class PromptTooLongError(ValueError):
         self.context_length = context_length
 
 
-class StreamingDetokenizer:
+class TextStream:
     """Turn a growing list of ids into pieces of text that add up to the text of all of them.
 
     The text of a token depends on its neighbours: a decoder drops the space that begins a text, joins the bytes of a
@@ -124,7 +124,7 @@ class GenerationStream(Iterator[TokenEvent]):
         self.stats = stats
         self.ids: list[int] = []
         self._events = events
-        self._detokenizer = StreamingDetokenizer(tokenizer)
+        self._detokenizer = TextStream(tokenizer)
 
     @property
     def text(self) -> str:

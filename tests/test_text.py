@@ -14,7 +14,7 @@ from transformers import CTRLTokenizer, PreTrainedTokenizerFast
 
 import pdevis.text
 from helpers.tiny_models import make_tokenizer
-from pdevis.text import CONTEXT, INCOMPLETE, StreamingDetokenizer, decodes_locally, encode_prompt
+from pdevis.text import CONTEXT, INCOMPLETE, TextStream, decodes_locally, encode_prompt
 
 SPECIAL = ("<unk>", "<s>", "</s>", "[TOOL_CALLS]")
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
@@ -103,7 +103,7 @@ NOT_LOCAL: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 
 
 def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
-    stream = StreamingDetokenizer(tokenizer)
+    stream = TextStream(tokenizer)
     return [stream.add(token, last=i == len(ids) - 1) for i, token in enumerate(ids)]
 
 
