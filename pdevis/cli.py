@@ -21,7 +21,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ from pdevis.config import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
 from pdevis.profile import DEVICE_FLAGS, Profile, read_profile
 from pdevis.util.argtypes import gamma_value, nearest, one_line, positive_int, settings_field
 from pdevis.util.files import prepare_streams
+from pdevis.util.validation import DraftingWarning
 
 DEFAULT_TARGET = "smollm2-135m"
 DEFAULT_DRAFTER = "self"
@@ -257,7 +259,8 @@ def run_main(function: Callable[..., int | None], *args: Any) -> int:
     """
     prepare_streams()
     try:
-        code = function(*args) or 0
+        with _warnings_on_one_line():
+            code = function(*args) or 0
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -273,6 +276,24 @@ def run_main(function: Callable[..., int | None], *args: Any) -> int:
             raise
         print(f"error: {one_line(error) or 'out of memory'}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+@contextlib.contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Print warnings of drafting on one line, without the place in the code; others as before."""
+    show = warnings.showwarning
+
+    def show_on_one_line(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, DraftingWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **options)
+
+    warnings.showwarning = show_on_one_line
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -53,6 +53,7 @@ class Draft:
     own_seconds: float | None = None
     idle_seconds: float = 0.0
     ahead: bool | None = None
+    invalid: bool = False  # ended early, maybe before its first token, at logits that are not finite
     passes: list[TracedPass] = field(default_factory=list)  # exact forwards, if they are traced
 
 
@@ -120,7 +121,8 @@ class DecodeStats:
 
     `rounds` is the number of target forwards after the prompt; `accept_lengths[i]` counts the tokens that round i
     added, bonus token included, so that they sum to `new_tokens`; `draft_lengths[i]` counts the tokens drafted for it.
-    `fallback_rounds` were decoded plainly because drafting did not pay. `skipped` and `depth` are sums over all
+    `fallback_rounds` were decoded plainly because drafting did not pay. `invalid_drafts` ended early, maybe before
+    their first token, because the drafter's logits were not finite. `skipped` and `depth` are sums over all
     `draft_steps`, the first one of each round (an exact pass when calibrating) included.
 
     `draft_seconds` is the target's idle time, waiting for drafts; `drafter_idle_seconds` the drafter's. With overlap,
@@ -138,6 +140,7 @@ class DecodeStats:
     accept_lengths: list[int] = field(default_factory=list)
     draft_lengths: list[int] = field(default_factory=list)
     fallback_rounds: int = 0
+    invalid_drafts: int = 0
     ahead_rounds: int = 0
     ahead_dropped: int = 0
     skipped: float = 0.0
@@ -165,6 +168,7 @@ class DecodeStats:
         self.accept_lengths.append(len(round.confirmed))
         self.draft_lengths.append(len(draft.ids))
         self.fallback_rounds += round.fallback
+        self.invalid_drafts += draft.invalid
         self.ahead_rounds += draft.ahead is True
         self.ahead_dropped += draft.ahead is False
         self.skipped += draft.skipped

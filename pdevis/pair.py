@@ -10,6 +10,7 @@ Text lives here and above; everything below knows token ids only.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from os import PathLike
@@ -33,6 +34,7 @@ from pdevis.parallel.remote import DrafterBackend, RemoteDrafter, RemoteModel, f
 from pdevis.profile import Profile, read_profile
 from pdevis.text import GenerationStream, Prompt, check_ids, encode_prompt
 from pdevis.trace import Tracer
+from pdevis.util.validation import DraftingWarning
 
 
 class SpeculativePair:
@@ -74,6 +76,7 @@ class SpeculativePair:
         self.profile = profile
         self.tracer = tracer
         self._running: GenerationStream | None = None
+        self._has_warned = False
         self._autos: dict[DraftConfig, AutoGamma] = {}
         self.configure(draft or DraftConfig())
 
@@ -167,7 +170,7 @@ class SpeculativePair:
             events = self._speculative(ids, config, stats)
         else:
             events = autoregressive(Verifier(model), ids, config=config, stats=stats)
-        self._running = GenerationStream(events, stats, self.tokenizer)
+        self._running = GenerationStream(events, stats, self.tokenizer, self._warn_of_invalid_drafts)
         return self._running
 
     def _speculative(self, ids: list[int], config: DecodeConfig, stats: DecodeStats) -> Iterator[TokenEvent]:
@@ -189,6 +192,17 @@ class SpeculativePair:
         for _ in stream:
             pass
         return Generation(stream.ids, stream.text, stream.stats)
+
+    def _warn_of_invalid_drafts(self, stats: DecodeStats) -> None:
+        """Say once that the drafter's logits were not finite, and what helps."""
+        if stats.invalid_drafts and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{stats.invalid_drafts} of {stats.rounds} drafts ended at logits that are not finite, and the target "
+                "wrote on alone; use another draft_precision, such as bfloat16 or float32",
+                DraftingWarning,
+                stacklevel=3,
+            )
 
     def close(self) -> None:
         """Stop the drafter's worker processes, if any, and give this process all of its cores back."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -118,10 +118,19 @@ class GenerationStream(Iterator[TokenEvent]):
     Args:
         events: confirmed tokens without text, as the decoders yield them.
         stats: of this generation; the decoder updates them.
+        tokenizer: of the model.
+        on_end: called with the statistics when the generation has ended, however it did.
     """
 
-    def __init__(self, events: Iterator[TokenEvent], stats: DecodeStats, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        events: Iterator[TokenEvent],
+        stats: DecodeStats,
+        tokenizer: Any,
+        on_end: Callable[[DecodeStats], None] = lambda stats: None,
+    ) -> None:
         self.stats = stats
+        self._on_end = on_end
         self.ids: list[int] = []
         self._events = events
         self._detokenizer = TextStream(tokenizer)
@@ -133,7 +142,11 @@ class GenerationStream(Iterator[TokenEvent]):
 
     def __next__(self) -> TokenEvent:
         """Return the next confirmed token with the text that it completes."""
-        event = next(self._events)
+        try:
+            event = next(self._events)
+        except StopIteration:
+            self._on_end(self.stats)
+            raise
         self.ids.append(event.id)
         last = self.stats.stop_reason is not None and len(self.ids) == self.stats.new_tokens
         return replace(event, text=self._detokenizer.add(event.id, last=last))
@@ -141,6 +154,7 @@ class GenerationStream(Iterator[TokenEvent]):
     def close(self) -> None:
         """End the generation here."""
         self._events.close()
+        self._on_end(self.stats)
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, model: str) -> list[int]:

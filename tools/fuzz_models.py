@@ -189,9 +189,9 @@ def random_case(architecture: str, number: int, seed: int) -> Case:
         if rope["rope_type"] == "dynamic":
             changes["max_position_embeddings"] = 32
         if rope["rope_type"] == "longrope":
-            size = getattr(tiny_config(architecture), "head_dim", None) or 16
+            size = getattr(default, "head_dim", None) and 16
             factor = getattr(default, "partial_rotary_factor", None) or settings.get("partial_rotary_factor") or 1.0
-            half = int(size * factor) // 2
+            half = int((size or 16) * factor) // 2
             changes["rope_parameters"] |= {"short_factor": [1.0] * half, "long_factor": [2.0 + i for i in range(half)]}
     rule = dice.choice((("exact", "planned"), ("skip", "inline"), ("skip", "planned"), ("parallel", "planned")))
     sampled = dice.random() < 0.3

@@ -98,6 +98,8 @@ def format_summary(answer: Answer) -> str:
         ]
     if stats.ahead_rounds + stats.ahead_dropped:
         parts.append(f"{stats.ahead_rounds} of {stats.rounds} drafts made ahead, {stats.ahead_dropped} dropped")
+    if stats.invalid_drafts:
+        parts.append(f"{stats.invalid_drafts} of {stats.rounds} drafts not finite (--draft_precision)")
     if stats.fallback_rounds:
         parts.append(f"{stats.fallback_rounds} of {stats.rounds} rounds plain, since drafting does not pay")
     if answer.interrupted:

@@ -9,6 +9,7 @@ Shapes: T = tokens of a forward, G = draft tokens of a round, V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -59,6 +60,7 @@ class Drafter:
         self.sampler = Sampler(DecodeConfig(), model.device)
         self.eos: frozenset[int] = frozenset()
         self._is_open = False
+        self._is_broken = False  # until the end of the generation, no draft is possible
         self._logprobs: list[Tensor] = []  # log-probabilities [1] of the last draft's tokens
 
     @property
@@ -78,7 +80,7 @@ class Drafter:
         self.eos = frozenset(config.eos_ids or ())
         load_prompt(self.model, self._readable(prompt), reuse=config.reuse_prefix, read=self.engine.prefill)
         self.exact_prefix = self.model.length
-        self._is_open = True
+        self._is_open, self._is_broken = True, False
 
     @torch.inference_mode()
     def draft(
@@ -100,31 +102,51 @@ class Drafter:
         ids = torch.tensor(self._readable(confirmed[self.model.length :]), device=self.model.device)
         draft, chosen, probs = Draft(), [], []
         self._logprobs = []
+        if self._is_broken:
+            return Draft(invalid=True)
+        on_cpu = self.model.device.type == "cpu"
         for index in range(gamma):
             step = self._first_step(ids) if index == 0 else self.engine.draft(ids)
             if self.sampler.config.greedy:
                 ids, logprob = step.argmax(self.vocab)  # stays on the device: no synchronization in a greedy draft
             else:
-                probs.append(distribution(step.logits[None, : self.vocab], self.sampler.config)[0])
-                ids = self.sampler.draw(probs[-1])
-                logprob = probs[-1][ids].log()
+                q, ids, logprob = self._sample(step.logits[None, : self.vocab])
+                probs.append(q)
             ids = self.engine.broadcast_token(ids)
             chosen.append(ids)
             self._logprobs.append(logprob)
             draft.skipped += step.skipped
             draft.depth += step.depth
-            if self.model.device.type == "cpu" and int(ids) in self.eos:
+            if on_cpu and (int(ids) in self.eos or not isfinite(float(logprob))):
                 break
             if should_continue and index + 1 < gamma:
                 draft.confidences.append(float(logprob.exp()))
-                if not should_continue(draft.confidences[-1]):
+                if not (isfinite(draft.confidences[-1]) and should_continue(draft.confidences[-1])):
                     break
-        tokens = torch.cat(chosen).tolist()
-        used = next((index + 1 for index, token in enumerate(tokens) if token in self.eos), len(tokens))
-        draft.ids, draft.steps = tokens[:used], len(tokens)
-        draft.probs = torch.stack(probs[:used]) if probs else None
-        draft.passes = self.engine.passes if self.traced else []
+        self._finish(draft, torch.cat(chosen).tolist(), probs)
         return draft
+
+    def _sample(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a token from logits [1, V]; return q [V], the token [1] and its log-probability [1].
+
+        Logits that are not finite give any token, with log-probability NaN: no look at them waits for the device.
+        """
+        finite = logits.amax().isfinite()
+        q = distribution(logits.where(finite, 0.0), self.sampler.config)[0]
+        ids = self.sampler.draw(q)
+        return q, ids, q[ids].log().where(finite, float("nan"))
+
+    def _finish(self, draft: Draft, tokens: list[int], probs: list[Tensor]) -> None:
+        """Set the tokens of a draft: up to an EOS, and before the first one with logits that are not finite."""
+        used = next((index + 1 for index, token in enumerate(tokens) if token in self.eos), len(tokens))
+        finite = torch.cat(self._logprobs).isfinite().tolist()
+        valid = finite.index(False) if False in finite[:used] else used
+        draft.ids, draft.steps, draft.invalid = tokens[:valid], len(tokens), valid < used
+        draft.confidences = draft.confidences[: len(tokens)] if valid == used else draft.confidences[:valid]
+        draft.probs = torch.stack(probs[:valid]) if probs[:valid] else None
+        draft.passes = self.engine.passes if self.traced else []
+        # Not finite after confirmed tokens: these stay in the text, and so does the fault.
+        self._is_broken = draft.invalid and valid == 0
 
     def confidence(self) -> float:
         """Return the drafter's probability that all tokens of its last draft are right.
@@ -165,6 +187,9 @@ class Drafter:
         self.rewind_to_confirmed(confirmed)
         if self.approximate:
             self.model.rewind(min(self.model.length, self.exact_prefix))
+        if self._is_broken:  # the next generation must not reuse these entries
+            self.model.rewind(0)
+            self.model.tokens = []
         self._is_open = False
 
     def _first_step(self, ids: Tensor) -> DraftStep:

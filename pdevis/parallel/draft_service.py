@@ -126,7 +126,7 @@ class DraftService:
         draft_seconds = ahead.draft_seconds if hit else time.perf_counter() - begin
         idle_seconds, self.idle_seconds = self.idle_seconds, 0.0
         remaining = lookahead - len(draft.ids) - 1
-        if remaining > 0 and draft.ids[-1] not in (self.config.eos_ids or ()):
+        if remaining > 0 and not draft.invalid and draft.ids[-1] not in (self.config.eos_ids or ()):
             self.ahead = AheadDraft([*self.confirmed, *draft.ids], min(gamma, remaining), should_continue)
         probs = None if draft.probs is None else draft.probs.cpu().numpy()  # a tensor would be sent as an open file
         used_ahead = hit if ahead else None
@@ -138,14 +138,14 @@ class DraftService:
         if ahead is None:
             return
         probability = self.drafter.confidence()
-        if probability < self.min_ahead_probability:
+        if not probability >= self.min_ahead_probability:  # NaN if the drafter's logits are not finite
             self.ahead = None
             return
         self.communicator.cancellable, self.communicator.should_cancel = True, should_cancel
         try:
             guess, guess_probability = self.drafter.guess(ahead.assumed)
             ahead.assumed.append(guess)
-            if probability * guess_probability < self.min_ahead_probability:
+            if not probability * guess_probability >= self.min_ahead_probability:
                 self.ahead = None
             elif guess not in (self.config.eos_ids or ()):
                 begin = time.perf_counter()

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_COLUMNS = 200  # width of a table in a pipe or a file, which has no window to fit into
+NOTE = "note: "  # begins a progress line that should stay readable
 MISSING = "–"  # in tables, for a value that was not measured
 
 
@@ -25,7 +26,7 @@ def make_console(file: TextIO | None = None) -> Console:
 
 
 class StatusLine:
-    """An `on_progress` callback for a terminal: a line with a spinner, which each text replaces."""
+    """An `on_progress` callback for a terminal: a spinner with the last text; notes stay above it."""
 
     updates_in_place = True
 
@@ -33,7 +34,10 @@ class StatusLine:
         self._status = status
 
     def __call__(self, text: str) -> None:
-        self._status.update(Text(text))
+        if text.startswith(NOTE):
+            self._status.console.print(Text(text), soft_wrap=True)
+        else:
+            self._status.update(Text(text))
 
 
 @contextmanager

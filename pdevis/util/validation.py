@@ -40,6 +40,10 @@ def check_bool(name: str, value: object) -> None:
         raise ValueError(f"{name} = {value!r}: must be True or False")
 
 
+class DraftingWarning(UserWarning):
+    """A problem of drafting that costs speed and leaves the text as it is; scripts print it on one line."""
+
+
 class ModelLoadError(ValueError):
     """A model, tokenizer or device that is not available; the message is one line that says what to do."""
 
