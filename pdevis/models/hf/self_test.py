@@ -35,7 +35,7 @@ class InexactModelError(ValueError):
 def find_way(model: Any) -> str:
     """Return the first of `WAYS` in which a transformers model in eval mode gives the logits of its own `generate`.
 
-    Takes about two dozen forwards of a few tokens.
+    Takes about 16 forwards of a few tokens for each way that is tried.
 
     Raises:
         InexactModelError: if there is none, or `generate` fails.
@@ -125,15 +125,19 @@ def _run_script(lm: HFCausalLM, ids: list[int], length: int) -> tuple[list[int],
         logits.append(made[:count].cpu())
         lm.rewind(known + count)
 
-    for _ in range(2):  # the second time after a rewind to the beginning of the prompt
+    def prefill() -> None:
         lm.prefill(torch.tensor(ids[lm.length : length - 1], device=lm.device))
-        forward(1)
-        forward(2, rejected=2)
-        lm.rewind(lm.length - 1)
-        forward(2)
-        forward(1, rejected=1)
-        forward(3)
-        lm.rewind(PROMPT // 2)
+
+    prefill()
+    forward(1)
+    forward(2, rejected=2)
+    lm.rewind(lm.length - 1)
+    forward(2)
+    forward(1, rejected=1)
+    forward(3)
+    lm.rewind(PROMPT // 2)  # a prompt with the same beginning
+    prefill()
+    forward(2)
     return rows, torch.cat(logits)
 
 
