@@ -230,6 +230,7 @@ def run_case(case: Case) -> str:
         except ModelLoadError as error:
             return "refused" if case.architecture in str(error) or type(model).__name__ in str(error) else str(error)
         expected = generated = generate(model, ids, case.new_tokens)
+        expected = expected[: max(0, target.context_length - len(ids))]
         eos = dice.choice(expected) if dice.random() < 0.3 else None
         if eos is not None:
             expected = expected[: expected.index(eos) + 1]
