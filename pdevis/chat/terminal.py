@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from pdevis.util.files import cache_root
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
 
 
 def line_reader(file: TextIO) -> Callable[[], str]:
@@ -33,7 +37,6 @@ def terminal_reader(commands: Mapping[str, str]) -> Callable[[], str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.formatted_text import FormattedText
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -47,23 +50,40 @@ def terminal_reader(commands: Mapping[str, str]) -> Callable[[], str]:
         event.current_buffer.insert_text("\n")
 
     words = {f"/{name}": text for name, text in commands.items()}
-    path = history_path()
     prompt: PromptSession[str] = PromptSession(
         FormattedText([("bold fg:ansicyan", "> ")]),
         multiline=True,  # so that pasted lines arrive as one message; Enter sends all the same
         prompt_continuation="  ",
         key_bindings=keys,
-        history=FileHistory(str(path)) if path else InMemoryHistory(),
+        history=make_history(history_path()),
         completer=WordCompleter(list(words), meta_dict=words, sentence=True),
         reserve_space_for_menu=6,
     )
     return prompt.prompt
 
 
+def make_history(path: Path | None) -> History:
+    """Return the history of the user's lines in a file, or in memory. A file that cannot be used is ignored."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class OptionalHistory(FileHistory):
+        def load_history_strings(self) -> list[str]:
+            try:
+                return list(super().load_history_strings())
+            except OSError:
+                return []
+
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):
+                super().store_string(string)
+
+    return OptionalHistory(str(path)) if path else InMemoryHistory()
+
+
 def history_path() -> Path | None:
     """Return the file with the user's earlier lines, in the cache folder; None if it cannot be written."""
-    path = cache_root() / "chat_history"
     try:
+        path = cache_root() / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         return path if os.access(path, os.R_OK | os.W_OK) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from pdevis.chat import render
 from pdevis.chat.session import Answer, ChatSession
-from pdevis.util.files import make_parent_folder
+from pdevis.util.files import make_parent_folder, write_new
 
 
 def describe_settings(session: ChatSession) -> dict[str, Any]:
@@ -38,8 +38,7 @@ def save_transcript(session: ChatSession, path: Path) -> bool:
     text = _markdown(session) if path.suffix.lower() == ".md" else _json(session)
     try:
         created = make_parent_folder(path)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_new(path, text.encode("utf-8", "backslashreplace"))
     except FileExistsError:
         raise ValueError(f"/save: {path} already exists and is not overwritten; give another name") from None
     except OSError as error:

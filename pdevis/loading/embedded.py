@@ -70,7 +70,10 @@ def prepare(on_progress: Progress | None = None) -> Path:
             cache folder cannot be written.
     """
     on_progress = on_progress or (lambda line: None)
-    folder = cache_root() / EMBEDDED
+    try:
+        folder = cache_root() / EMBEDDED
+    except OSError as error:
+        raise ModelLoadError(f"{EMBEDDED}: {error}, with 1 GB of free space") from None
     if is_complete(folder):
         return folder
     try:
