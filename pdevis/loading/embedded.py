@@ -211,6 +211,13 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def main() -> int:
+    from pdevis.cli import run_main
+
+    return run_main(run)
+
+
+def run() -> int:
+    """Prepare the model and print its folder; returns the exit code."""
     from pdevis.util.console import progress_on_stderr
 
     try:

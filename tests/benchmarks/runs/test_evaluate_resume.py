@@ -200,3 +200,16 @@ def test_a_partial_file_of_other_questions_is_refused(scripts: Scripts, monkeypa
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
         assert path.read_text() == changed
+
+
+def test_a_disk_that_is_full_for_another_file_ends_the_run(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULL_AT", str(3 + 3 + 2))
+    code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT)
+    assert code == 1
+    assert err.endswith("error: [Errno 28] No space left on device: 'trace.jsonl'\n")
+    (content,) = read_journals([journal_path(OUTPUT)])
+    assert list(content.entries) == [0]
+    assert "error" not in content.entries[0]
+    monkeypatch.delenv("FULL_AT")
+    assert scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")[0] == 0
+    assert timeless(load(OUTPUT)) == uninterrupted(scripts)
