@@ -88,6 +88,14 @@ class Parser(argparse.ArgumentParser):
         """Exit with code 2 and one line on stderr, without argparse's usage text."""
         self.exit(2, f"error: {one_line(message.removeprefix('argument '))}\n")
 
+    def print_help(self, file: Any = None) -> None:
+        """Print like argparse; if the file or pipe cannot be written, exit with code 1 and one line at most."""
+        try:
+            print(self.format_help(), end="", file=file or sys.stdout, flush=True)
+        except OSError as error:
+            _drop_broken(sys.stdout)
+            self.exit(1, None if isinstance(error, BrokenPipeError) else f"error: {_describe_stdout(error)}\n")
+
     def _declared_flags(self) -> dict[str, str]:
         """Return the declared spelling of each flag, by its spelling with underscores."""
         return {flag.replace("-", "_"): flag for flag in self._option_string_actions}
@@ -255,27 +263,77 @@ def run_main(function: Callable[..., int | None], *args: Any) -> int:
     """Run a script's work and return its exit code: 0, or what `function` returns.
 
     A user's mistake (ValueError) is one line on stderr and 2, a failing disk or network (OSError) one line and 1,
-    Ctrl-C is 130, and a reader that has closed the pipe (as in `| head`) is 1 without a message.
+    Ctrl-C is 130, and a reader that has closed the pipe (as in `| head`) is 1 without a message. If stderr cannot be
+    written, the work goes on without it.
     """
     prepare_streams()
+    stderr = sys.stderr
+    sys.stderr = _OptionalStream(stderr)
     try:
         with _warnings_on_one_line():
             code = function(*args) or 0
-        sys.stdout.flush()
-        return code
     except KeyboardInterrupt:
-        return 130
+        code = 130
     except BrokenPipeError:
-        # The interpreter flushes stdout again at exit, which would print another error.
-        with contextlib.suppress(OSError, ValueError):
-            stdout = sys.stdout.fileno()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
-        return 1
+        code = 1
     except Exception as error:
         if not isinstance(error, (ValueError, OSError, MemoryError)) and not _is_out_of_memory(error):
             raise
-        print(f"error: {one_line(error) or 'out of memory'}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        print(f"error: {_describe(error)}", file=sys.stderr)
+        code = 2 if isinstance(error, ValueError) else 1
+    finally:
+        failure = _drop_broken(sys.stdout)
+        sys.stderr = stderr
+    if failure and not code:
+        code = 1
+        if not isinstance(failure, BrokenPipeError):
+            _OptionalStream(stderr).write(f"error: {_describe_stdout(failure)}\n")
+    _drop_broken(stderr)
+    return code
+
+
+def _describe(error: Exception) -> str:
+    """Describe an error on one line; name stdout if what failed is writing to it."""
+    if isinstance(error, OSError) and error.filename is None:
+        failure = _drop_broken(sys.stdout)
+        if failure and failure.errno == error.errno:
+            return _describe_stdout(failure)
+    return one_line(error) or "out of memory"
+
+
+def _describe_stdout(error: OSError) -> str:
+    return f"standard output cannot be written: {error.strerror or error}"
+
+
+class _OptionalStream:
+    """A text stream whose text is dropped if it cannot be written, as on a full disk."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _drop_broken(stream: Any) -> OSError | None:
+    """Flush a standard stream; if that fails, send the rest to the null device: the interpreter flushes it at exit."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
 
 
 @contextlib.contextmanager

@@ -309,6 +309,8 @@ def _load(
     if built.channel and built.channel.ranks.rank > 0:
         follow_main_rank(built)
         sys.exit(0)
+    if tracer:
+        tracer.writer.create()
     return SpeculativePair(
         built.target,
         start_drafter(built, compile, on_progress),

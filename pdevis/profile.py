@@ -21,7 +21,7 @@ from typing import Any
 
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.gamma import RoundCosts
-from pdevis.util.files import encode_json, parse_json, read_text
+from pdevis.util.files import encode_json, expand_user, parse_json, read_text
 
 FORMAT, VERSION = "pdevis profile", 1
 MAX_BYTES = 1 << 24  # a larger file is no profile
@@ -223,5 +223,5 @@ def _comparable(label: str, text: str) -> str:
     """Return what is compared of a label: the type of a device, the resolved path of a local model."""
     if label.endswith("device"):
         return text.partition(":")[0]
-    path = Path(text).expanduser()
+    path = expand_user(text)
     return str(path.resolve()) if label in ("target", "drafter") and path.exists() else text

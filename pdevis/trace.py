@@ -14,11 +14,12 @@ Shapes: L = layers of the drafter.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ class TraceWriter:
     """Writes a trace file line by line while a run decodes.
 
     Args:
-        path: a file that does not exist yet; `open` creates it.
+        path: a file that does not exist yet; `create` or `open` creates it.
 
     Raises:
         ValueError: for a path that cannot be used.
@@ -140,12 +141,27 @@ class TraceWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file: TextIOWrapper | None = None
+        self._file: FileIO | None = None
         self._header: dict[str, Any] = {}
         if self.path.exists():
             raise ValueError(f"--trace {self.path}: already exists; name a new file")
         if not self.path.parent.is_dir():
             raise ValueError(f"--trace {self.path}: the folder {self.path.parent} does not exist; make it first")
+
+    def create(self) -> None:
+        """Create the file, so that no other process writes it. A second call does nothing.
+
+        Raises:
+            ValueError: another process was faster. OSError: the folder cannot be written to.
+        """
+        if self._file is not None:
+            return
+        try:
+            self._file = self.path.open("xb", buffering=0)  # after a failed write nothing is left to be written again
+        except FileExistsError:
+            raise ValueError(f"--trace {self.path}: already exists; name a new file") from None
+        except OSError as error:
+            raise OSError(f"--trace {self.path}: cannot be written: {error.strerror or error}") from None
 
     def open(self, *, pair: Mapping[str, Any], layers: int, sizes: Sizes) -> None:
         """Write the header. A second call with the same values does nothing.
@@ -154,11 +170,8 @@ class TraceWriter:
             ValueError: if a value has changed: a file holds one pair and rule.
         """
         header = {"pair": dict(pair), "layers": layers, "sizes": vars(sizes)}
-        if self._file is None:
-            try:
-                self._file = self.path.open("x", encoding="utf-8")
-            except FileExistsError:
-                raise ValueError(f"--trace {self.path}: already exists; name a new file") from None
+        if not self._header:
+            self.create()
             self._header = header
             self._write({"kind": KIND, "version": VERSION} | header)
         elif header != self._header:
@@ -200,8 +213,16 @@ class TraceWriter:
 
     def _write(self, content: dict[str, Any]) -> None:
         assert self._file is not None, "open first"
-        self._file.write(json.dumps(content) + "\n")
-        self._file.flush()
+        line = json.dumps(content).encode() + b"\n"
+        intact = self._file.tell()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(intact)
+            reason = error.strerror or error
+            raise OSError(f"--trace {self.path}: cannot be written: {reason}; the rounds before are kept") from None
 
 
 class Tracer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -78,6 +79,18 @@ def folders(tiny_folder: Callable[..., Path], tiny_model: Callable[..., Any], tm
         return str(target), str(tmp_path / "noisy")
 
     return make_folders
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id that the system does not know, and no environment variable that names a home folder."""
+
+    def unknown(key: object) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {key}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "PDEVIS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

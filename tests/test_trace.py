@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -157,3 +159,25 @@ def test_needs_no_torch():
     probe = "import sys, pdevis.trace, pdevis.simulate.trace_reader; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert run.stdout.strip() == "False", run.stderr
+
+
+def test_one_of_two_writers_gets_the_file(tmp_path: Path) -> None:
+    first, second = TraceWriter(tmp_path / "run.jsonl"), TraceWriter(tmp_path / "run.jsonl")
+    first.create()
+    with pytest.raises(ValueError, match="already exists; name a new file"):
+        second.create()
+    first.create()
+    first.close()
+
+
+def test_a_full_disk_keeps_the_rounds_before(tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "whole.jsonl", [a_round(2, 2), a_round(2, 1)])
+    size = path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 9, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"--trace .*cut.jsonl: cannot be written: .*; the rounds before are kept"):
+            write_trace(tmp_path / "cut.jsonl", [a_round(2, 2), a_round(2, 1)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "cut.jsonl").read_bytes().splitlines() == path.read_bytes().splitlines()[:-1]

@@ -122,12 +122,14 @@ def tiny_config(architecture: str, **changes: Any) -> Any:
 def tiny_model(config: Any, seed: int) -> Any:
     """Return a random model with weights so large that the most probable token varies; ValueError if it is too big."""
     with torch.device("meta"):
-        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+        size = sum(
+            weight.numel() for weight in AutoModelForCausalLM.from_config(config, trust_remote_code=False).parameters()
+        )
     if size > MAX_PARAMETERS:
         raise ValueError(f"{size:,} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.data.mul_(3.0)

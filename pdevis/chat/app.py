@@ -90,7 +90,9 @@ def handle(chat: Chat, text: str) -> bool:
             display.show(chat.session.answer(text[1:] if text.startswith("//") else text))
     except LeaveChat:
         return False
-    except (ValueError, RuntimeError) as error:
+    except BrokenPipeError:
+        raise
+    except (ValueError, RuntimeError, OSError) as error:  # if stdout is what fails, this fails too and ends the chat
         render.print_error(chat.console, error)
     return True
 

@@ -18,6 +18,7 @@ from pdevis.chat.session import ChatSession
 from pdevis.chat.transcript import save_transcript
 from pdevis.config import AUTO, METHODS, MODES, DecodeConfig, DraftConfig
 from pdevis.util.argtypes import gamma_value, nearest, parse_value
+from pdevis.util.files import expand_user
 
 
 class LeaveChat(Exception):
@@ -167,7 +168,7 @@ def _gamma(word: str) -> int:
 def _save(chat: Chat, argument: str) -> None:
     if not argument:
         raise ValueError("/save needs a file name: NAME.json or NAME.md")
-    path = Path(argument).expanduser()
+    path = expand_user(argument)
     if save_transcript(chat.session, path):
         render.print_line(chat.console, f"created the folder {path.parent}")
     render.print_line(chat.console, f"saved: {path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -73,20 +74,27 @@ def terminal_reader(commands: Mapping[str, str]) -> Callable[[], str]:
 
 
 def make_history(path: Path | None) -> History:
-    """Return the history of the user's lines in a file, or in memory."""
+    """Return the history of the user's lines in a file, or in memory. A file that cannot be used is ignored."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     class TextHistory(FileHistory):
+        def load_history_strings(self) -> list[str]:
+            try:
+                return list(super().load_history_strings())
+            except OSError:
+                return []
+
         def store_string(self, string: str) -> None:
-            super().store_string(string.encode("utf-8", "replace").decode())  # typed bytes may not be UTF-8
+            with contextlib.suppress(OSError):
+                super().store_string(string.encode("utf-8", "replace").decode())  # typed bytes may not be UTF-8
 
     return TextHistory(str(path)) if path else InMemoryHistory()
 
 
 def history_path() -> Path | None:
     """Return the file with the user's earlier lines, in the cache folder; None if it cannot be written."""
-    path = cache_root() / "chat_history"
     try:
+        path = cache_root() / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         return path if os.access(path, os.R_OK | os.W_OK) else None

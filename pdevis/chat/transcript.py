@@ -8,7 +8,7 @@ from typing import Any
 
 from pdevis.chat import render
 from pdevis.chat.session import Answer, ChatSession
-from pdevis.util.files import encode_json, make_parent_folder
+from pdevis.util.files import encode_json, make_parent_folder, write_new
 
 
 def describe_settings(session: ChatSession) -> dict[str, Any]:
@@ -37,8 +37,7 @@ def save_transcript(session: ChatSession, path: Path) -> bool:
     data = _markdown(session) if path.suffix.lower() == ".md" else _json(session)
     try:
         created = make_parent_folder(path)
-        with path.open("xb") as file:
-            file.write(data)
+        write_new(path, data)
     except FileExistsError:
         raise ValueError(f"/save: {path} already exists and is not overwritten; give another name") from None
     except OSError as error:

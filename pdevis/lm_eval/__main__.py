@@ -14,10 +14,13 @@ from collections.abc import Sequence
 
 from pdevis.cli import run_main
 from pdevis.lm_eval.adapter import register
+from pdevis.util.files import home_for_libraries
 
 
 def run(words: Sequence[str]) -> None:
     """Run lm_eval's command line with `--model pdevis` registered."""
+    with home_for_libraries():
+        import nltk  # noqa: F401  # tasks import it later
     register()
     from lm_eval.__main__ import cli_evaluate
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pdevis.util.files import expand_user
 from pdevis.util.validation import ModelLoadError
 
 EMBEDDED = "smollm2-135m"
@@ -68,7 +69,7 @@ def resolve(name: str | os.PathLike[str]) -> Source:
         raise ModelLoadError(f"model = {text!r}: must be one of {', '.join(CATALOG)} {_ALLOWED}")
     if text in CATALOG:
         return Source(text, "embedded" if text == EMBEDDED else "hub", CATALOG[text])
-    path = Path(text).expanduser()
+    path = expand_user(text)
     if path.is_dir():
         return Source(text, "folder", str(path))
     if path.is_file():

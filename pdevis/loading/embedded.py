@@ -69,7 +69,10 @@ def prepare(on_progress: Progress | None = None) -> Path:
             cache folder cannot be written.
     """
     on_progress = on_progress or (lambda line: None)
-    folder = cache_root() / EMBEDDED
+    try:
+        folder = cache_root() / EMBEDDED
+    except OSError as error:
+        raise ModelLoadError(f"{EMBEDDED}: {error}, with 1 GB of free space") from None
     if is_complete(folder):
         return folder
     try:
@@ -207,6 +210,13 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def main() -> int:
+    from pdevis.cli import run_main
+
+    return run_main(run)
+
+
+def run() -> int:
+    """Prepare the model and print its folder; returns the exit code."""
     from pdevis.util.console import progress_on_stderr
 
     prepare_streams()

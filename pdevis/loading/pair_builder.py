@@ -17,7 +17,14 @@ import torch
 from pdevis.config import AUTO, RANKS
 from pdevis.devices import DeviceSlot, MultiDevice, find_device_slots, parse_devices, split_cores, use_cores
 from pdevis.drafting.rule import check_mode
-from pdevis.loading.checkpoint import check_same_tokenizer, find_source, read_config, read_tokenizer, stop_ids
+from pdevis.loading.checkpoint import (
+    check_same_tokenizer,
+    find_source,
+    note_ignored_settings,
+    read_config,
+    read_tokenizer,
+    stop_ids,
+)
 from pdevis.loading.model_builder import LoadSpec, check_lanes, make_causal_lm, read_transformers_model
 from pdevis.loading.weights.families import FAMILIES, unsupported_reason
 from pdevis.models.causal_lm import CausalLM
@@ -261,6 +268,8 @@ def build_pair(spec: PairSpec, on_progress: Progress) -> BuiltPair:
         use_cores(placement.target_cores)
     channel = RankChannel(placement.multi_device) if isinstance(placement.multi_device, Ranks) else None
     loaded = _load_models(target_spec, draft_spec, placement, on_progress)
+    if note := note_ignored_settings(spec.target, loaded.generation_config):
+        on_progress(note)
     labels = {
         "target": spec.target,
         "drafter": spec.drafter,

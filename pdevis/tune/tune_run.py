@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -30,7 +29,7 @@ from pdevis.tune.timing import WIDTHS, TimedModel, thread_counts, time_forwards,
 from pdevis.tune.tune_report import ChoiceCheck, Measurements, TuneResult, describe_result
 from pdevis.tune.tune_table import show_choice, show_measurements
 from pdevis.util.console import make_console
-from pdevis.util.files import prepare_output_file, write_atomic
+from pdevis.util.files import FileLock, expand_user, prepare_output_file, write_atomic
 from pdevis.util.prompts import PROMPTS
 from pdevis.util.provenance import hardware, now, versions
 
@@ -62,6 +61,12 @@ def run_tune(args: argparse.Namespace) -> int:
         ValueError, OSError: a user's mistake or a failing disk, in one line. KeyboardInterrupt: no file was written.
     """
     prepare_output_file(args.output)
+    with FileLock(args.output):
+        return _tune_into(args)
+
+
+def _tune_into(args: argparse.Namespace) -> int:
+    """Tune, write the locked profile and show it."""
     if args.output.exists() and not args.overwrite:
         raise ValueError(f"--output {args.output}: already exists: --overwrite replaces it")
     if args.prompts > len(PROMPTS):
@@ -74,15 +79,21 @@ def run_tune(args: argparse.Namespace) -> int:
         raise
     finally:
         torch.set_num_threads(initial_threads)
+    best = max(results, key=lambda result: result.expected_rate)
+    evidence = {"versions": versions(), **describe_result(best, [result for result in results if result is not best])}
+    try:  # written before anything is printed, and printed if it cannot be written: measuring takes minutes
+        write_atomic(args.output, encode_profile(best.profile, now(), evidence))
+    finally:
+        _show(results, best)
+    log(f"written: {args.output}; use it with --profile {args.output}")
+    return 0
+
+
+def _show(results: Sequence[TuneResult], best: TuneResult) -> None:
     console = make_console()
     for result in results:
         show_measurements(console, result)
-    best = max(results, key=lambda result: result.expected_rate)
     show_choice(console, best, results)
-    evidence = {"versions": versions(), **describe_result(best, [result for result in results if result is not best])}
-    write_atomic(args.output, encode_profile(best.profile, now(), evidence))
-    log(f"written: {args.output}; use it with --profile {args.output}")
-    return 0
 
 
 def tune_formats(args: argparse.Namespace, target_format: str, drafter_format: str, log: StderrLog) -> TuneResult:
@@ -242,4 +253,4 @@ def _absolute_name(name: str) -> str:
     """Return a model's name such that it is valid in every working directory."""
     if name == "self" or resolve(name).kind != "folder":
         return name
-    return str(Path(name).expanduser().absolute())
+    return str(expand_user(name).absolute())

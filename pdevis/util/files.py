@@ -1,4 +1,4 @@
-"""The cache folder, text that comes in and goes out, and writing files and folders atomically.
+"""The cache folder, text that comes in and goes out, locks, and writing files and folders atomically.
 
 Text that comes in, from a file or standard input, is UTF-8 with or without a byte-order mark, and its lines may end in
 CRLF, CR or LF; the program sees LF only. Files that are written are UTF-8. What a terminal or pipe cannot show is
@@ -11,10 +11,13 @@ import codecs
 import contextlib
 import json
 import os
+import platform
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 OTHER_ENCODINGS = {  # by byte-order mark; that of UTF-16 begins that of UTF-32
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -101,10 +104,40 @@ def prepare_streams() -> None:
 
 
 def cache_root() -> Path:
-    """Return PDEVIS_CACHE, else XDG_CACHE_HOME/pdevis, else ~/.cache/pdevis. The folder may not exist yet."""
+    """Return PDEVIS_CACHE, else XDG_CACHE_HOME/pdevis, else ~/.cache/pdevis. The folder may not exist yet.
+
+    Raises:
+        OSError: none of the variables is set and the user has no home folder, as in some containers.
+    """
     if chosen := os.environ.get("PDEVIS_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdevis"
+        return expand_user(chosen)
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "pdevis"
+    home = expand_user("~")
+    if not home.is_absolute():
+        raise OSError("this user has no home folder; set PDEVIS_CACHE to a folder for the cache")
+    return home / ".cache" / "pdevis"
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Replace a leading ~ or ~name by the home folder; unchanged if there is none, as in a shell."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError if there is no home folder
+
+
+@contextlib.contextmanager
+def home_for_libraries() -> Iterator[None]:
+    """Give a user without a home folder the folder for temporary files, while a library needs one, as nltk's import."""
+    if expand_user("~").is_absolute():
+        yield
+        return
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = tempfile.gettempdir()
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        if before is not None:
+            os.environ["HOME"] = before
 
 
 def publish(finished: Path, folder: Path, is_complete: Callable[[Path], bool]) -> None:
@@ -127,7 +160,11 @@ def publish(finished: Path, folder: Path, is_complete: Callable[[Path], bool]) -
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: write to a temporary file, then rename it to `path`."""
+    """Write a whole file or nothing: write to a temporary file, then rename it to `path`.
+
+    Raises:
+        OSError: the file cannot be written; its `filename` is `path`.
+    """
     path = path.resolve()  # writes to the target of a symbolic link, which stays a link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -136,8 +173,27 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that does not exist yet, or nothing. Raises FileExistsError, and OSError if the disk refuses."""
+    with path.open("xb") as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            with contextlib.suppress(OSError):
+                file.close()  # tries to write once more
+            raise
 
 
 def make_parent_folder(path: Path) -> bool:
@@ -198,3 +254,85 @@ def prepare_output_file(path: Path, *, flag: str = "--output", inputs: Iterable[
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
+
+
+def _remove_lock(path: Path, file: TextIO, process: int) -> None:
+    if os.getpid() != process:  # a fork of the process that holds the lock
+        return
+    with contextlib.suppress(OSError):  # Windows does not remove an open file; an unlocked one does no harm
+        path.unlink()
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+class FileLock:
+    """Lock of a file that this process is going to write, held until `release` or the end of the process.
+
+    The system releases it if the process is killed. The lock is on a hidden file of its own (.NAME.lock), which is
+    removed with it, so that the file itself can be read and replaced. On a disk without locks, as some network disks
+    are, a note is printed, and nothing is locked.
+
+    Args:
+        path: the file; it need not exist. Its folder must.
+        flag: how the user names it, for messages.
+
+    Raises:
+        ValueError: another process holds the lock; names the process. OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, path: Path, *, flag: str = "--output") -> None:
+        path_on_disk = path.resolve()  # the same for all names of one file
+        self.path = path_on_disk.with_name(f".{path_on_disk.name}.lock")
+        self._release: Callable[[], object] = lambda: None
+        while not self._acquire(path, flag):
+            pass
+
+    def _acquire(self, path: Path, flag: str) -> bool:
+        """Open the lock file and lock it. Returns False if the process that held the lock has just removed the file."""
+        import portalocker
+
+        try:
+            self._file: TextIO = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise OSError(f"{flag} {path}: the lock {self.path} cannot be opened: {error.strerror or error}") from None
+        try:
+            portalocker.lock(self._file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        except portalocker.AlreadyLocked:
+            raise ValueError(
+                f"{flag} {path}: {self._read_holder()} is writing it: wait until it has ended, or name another file"
+            ) from None
+        except portalocker.LockException as error:
+            note = f"note: {flag} {path}: this disk has no locks ({error}): no other run may write it now"
+            print(note, file=sys.stderr, flush=True)
+            self._release = weakref.finalize(self, _remove_lock, self.path, self._file, os.getpid())
+            return True
+        try:
+            if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                with contextlib.suppress(OSError):  # a full disk: the lock holds, but does not name the process
+                    self._file.truncate(0)
+                    self._file.write(f"process {os.getpid()} on {platform.node()}")
+                    self._file.flush()
+                self._release = weakref.finalize(self, _remove_lock, self.path, self._file, os.getpid())
+                return True
+        except FileNotFoundError:
+            pass
+        self._file.close()
+        return False
+
+    def _read_holder(self) -> str:
+        """Name the process that holds the lock, as far as that is known; close the file."""
+        holder = ""
+        with contextlib.suppress(OSError), self._file:  # Windows does not let others read a locked file
+            self._file.seek(0)
+            holder = self._file.read(200)
+        return holder if holder.startswith("process ") else "another process"
+
+    def release(self) -> None:
+        """Remove the lock. A second call does nothing."""
+        self._release()
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()

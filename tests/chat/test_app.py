@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from helpers import ROOT
-from helpers.chat import FakePair
+from helpers.chat import FakePair, Screen
 from pdevis.chat.app import add_chat_flags, run_chat
-from pdevis.chat.terminal import history_path
+from pdevis.chat.terminal import history_path, make_history
 from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main
 from pdevis.config import DraftConfig
 
@@ -188,3 +188,20 @@ def test_the_history_is_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "file"))
     assert history_path() is None
+
+
+def test_a_history_on_a_full_disk_is_ignored(tmp_path: Path) -> None:
+    history = make_history(tmp_path / "missing" / "history")
+    assert list(history.load_history_strings()) == []
+    history.append_string("hello")
+    assert history.get_strings() == ["hello"]
+
+
+def test_a_failing_disk_costs_an_answer_and_not_the_conversation() -> None:
+    screen = Screen()
+    screen.enter("first")
+    screen.pair.stop_at, screen.pair.error = 2, OSError(28, "No space left on device", "trace.jsonl")
+    assert "No space left on device" in screen.enter("second")
+    screen.pair.stop_at = None
+    screen.enter("third")
+    assert [turn.user for turn in screen.session.turns] == ["first", "third"]

@@ -62,12 +62,20 @@ class FakeStream:
         self.closed = True
 
 
+class FakeTokenizer:
+    """Ids are the code points of the text."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
 @dataclass
 class FakePair:
     """A pair that gives `replies` in order, then "hello". `calls` holds (method, ids, config) of every generation."""
 
     replies: list[str] = field(default_factory=list)
     draft: DraftConfig = field(default_factory=DraftConfig)
+    tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     context_length: int = 1000
     stop_at: int | None = None
     error: BaseException = field(default_factory=KeyboardInterrupt)

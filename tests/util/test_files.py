@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import codecs
-import errno
 import io
 import json
 import os
@@ -28,7 +27,11 @@ from pdevis.chat.terminal import line_reader, make_history
 from pdevis.loading.checkpoint import find_source, read_config
 from pdevis.profile import read_profile
 from pdevis.simulate.trace_reader import read_trace
-from pdevis.util.files import decode_text, encode_json, make_parent_folder, parse_json, prepare_output_file
+from pdevis.util.files import (
+    decode_text,
+    encode_json,
+    parse_json,
+)
 
 OLD_FILES = ROOT / "tests" / "project" / "old_files"
 ENCODINGS = {
@@ -256,39 +259,3 @@ def test_closed_standard_streams(closed, model):
     argv = ["sh", "-c", command, "sh", *model[:4], *(["--prompt", "hi"] if closed != "<&-" else [])]
     done = subprocess.run(argv, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
-
-
-# ---- output files ----
-
-
-def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "data.json"
-    file.write_text("[]")
-
-    def refuse(path: Path, inputs: tuple[Path, ...] = ()) -> str:
-        with pytest.raises((ValueError, OSError)) as caught:
-            prepare_output_file(path, inputs=inputs)
-        return str(caught.value)
-
-    assert refuse(tmp_path).endswith("is a folder; name a file in it")
-    for below in (file / "x.json", file / "no" / "x.json"):
-        assert f"{file} is a file, not a folder" in refuse(below)
-    assert "which would be overwritten" in refuse(file, (file,))
-    assert "is not a regular file" in refuse(Path("/dev/null"))
-    prepare_output_file(tmp_path / "x.json", inputs=(file, tmp_path / "missing"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json"]
-
-    def deny(self: Path, data: bytes) -> int:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "write_bytes", deny)
-    assert f"the folder {tmp_path} cannot be written to: Permission denied" in refuse(tmp_path / "x.json")
-
-
-def test_a_missing_folder_is_created_and_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "new" / "folder" / "x.json"
-    prepare_output_file(path)
-    assert capsys.readouterr().err == f"created the folder {path.parent}\n"
-    assert path.parent.is_dir()
-    assert not make_parent_folder(path)
-    assert capsys.readouterr().err == ""

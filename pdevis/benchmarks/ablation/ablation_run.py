@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from pdevis.benchmarks.runs.conversation import Conversation, run_conversation, warm_up
 from pdevis.benchmarks.runs.distributed import DistEnv, process_group
+from pdevis.benchmarks.runs.journal import Output
 from pdevis.benchmarks.runs.lossless_check import compare_turns, count_matches, format_match_counts
 from pdevis.benchmarks.runs.result_files import Entry, encode_meta
 from pdevis.benchmarks.runs.resumable_run import ResumableRun
-from pdevis.benchmarks.runs.run_spec import RunSpec, evaluation_parser, join_as_worker, make_run_spec
+from pdevis.benchmarks.runs.run_spec import RunSpec, evaluation_parser, join_as_worker, locked_output, make_run_spec
 from pdevis.cli import Parser, draft_config, is_main_rank
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats
@@ -121,7 +122,7 @@ class GridSpec:
         return self.run.header({**settings, "cells": [asdict(cell) for cell in self.cells]}) | {"kind": "ablation"}
 
 
-def make_grid_spec(args: argparse.Namespace, *, env: DistEnv, fresh_seed: int) -> GridSpec:
+def make_grid_spec(args: argparse.Namespace, *, env: DistEnv, output: Output, fresh_seed: int) -> GridSpec:
     """Turn the flags of `ablation_parser` into a `GridSpec`, and check it.
 
     Raises:
@@ -137,7 +138,7 @@ def make_grid_spec(args: argparse.Namespace, *, env: DistEnv, fresh_seed: int) -
     base = draft_config(run_args)
     for cell in cells:
         cell.draft(base)  # raises ValueError
-    return GridSpec(make_run_spec(run_args, env=env, fresh_seed=fresh_seed, name="ablation"), cells)
+    return GridSpec(make_run_spec(run_args, env=env, output=output, fresh_seed=fresh_seed), cells)
 
 
 class CellRunner:
@@ -156,6 +157,8 @@ class CellRunner:
         entry: Entry = {"question_id": task.entry(item)["question_id"], "cell": position}
         try:
             return entry | self._answer(index, task.prompts(item), position)
+        except OSError:  # the drafter's processes have ended, or a disk is full: every further unit would fail too
+            raise
         except Exception as error:
             return entry | {"error": f"{type(error).__name__}: {one_line(error)}"}
 
@@ -224,6 +227,7 @@ def measure_grid(spec: GridSpec, env: DistEnv) -> int:
         env=env,
         group=per_item,
         progress=spec.run.progress,
+        question_ids=[spec.run.task.entry(item)["question_id"] for item in spec.run.items for _ in range(per_item)],
     )
     if run.is_complete:
         return run.report_complete()
@@ -251,7 +255,7 @@ def run_ablation(args: argparse.Namespace) -> int:
     """
     if not is_main_rank(args):
         return join_as_worker(args)
-    with process_group(args) as env:
+    with process_group(args) as env, locked_output(args, env=env, name="ablation") as output:
         fresh_seed = env.shared_seed()
-        spec = env.run_on_all(lambda: make_grid_spec(args, env=env, fresh_seed=fresh_seed))
+        spec = env.run_on_all(lambda: make_grid_spec(args, env=env, output=output, fresh_seed=fresh_seed))
         return measure_grid(spec, env)

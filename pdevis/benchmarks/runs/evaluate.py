@@ -27,7 +27,7 @@ from pdevis.benchmarks.runs.result_files import (
     scored_text,
 )
 from pdevis.benchmarks.runs.resumable_run import ResumableRun
-from pdevis.benchmarks.runs.run_spec import RunSpec, join_as_worker, make_run_spec
+from pdevis.benchmarks.runs.run_spec import RunSpec, join_as_worker, locked_output, make_run_spec
 from pdevis.benchmarks.tasks import Item, Scores, Task
 from pdevis.benchmarks.tasks.task import UNFINISHED, unfinished_note
 from pdevis.cli import is_main_rank
@@ -68,14 +68,14 @@ class ItemRunner:
         self._is_warm = False
 
     def run(self, index: int, item: Item) -> Entry:
-        """Entry of item number `index`. Raises ConnectionError if the drafter's processes have ended."""
+        """Entry of item number `index`. Raises OSError if the drafter's processes have ended or a disk is full."""
         assert self.pair is not None
         try:
             if not self._is_warm:
                 warm_up(self.pair, self.task.prompts(item), self.settings)
                 self._is_warm = True
             return answer_item(self.pair, self.task, item, settings=self.settings, index=index)
-        except ConnectionError:  # every further question would fail too
+        except OSError:  # every further question would fail too
             raise
         except Exception as error:
             return {**self.task.entry(item), "error": f"{type(error).__name__}: {one_line(error)}"}
@@ -178,7 +178,13 @@ def evaluate(spec: RunSpec, env: DistEnv) -> int:
     """Answer all items of a run and write its files; returns the exit code: 1 if an item failed."""
     header = spec.header({**spec.settings, "methods": list(spec.methods)})
     run = ResumableRun(
-        spec.task.name, header=header, units=len(spec.items), output=spec.output, env=env, progress=spec.progress
+        spec.task.name,
+        header=header,
+        units=len(spec.items),
+        output=spec.output,
+        env=env,
+        progress=spec.progress,
+        question_ids=[spec.task.entry(item)["question_id"] for item in spec.items],
     )
     if run.is_complete:
         return run.report_complete()
@@ -217,7 +223,7 @@ def run_evaluation(args: argparse.Namespace) -> int:
     """
     if not is_main_rank(args):
         return join_as_worker(args)
-    with process_group(args) as env:
+    with process_group(args) as env, locked_output(args, env=env) as output:
         fresh_seed = env.shared_seed()
-        spec = env.run_on_all(lambda: make_run_spec(args, env=env, fresh_seed=fresh_seed))
+        spec = env.run_on_all(lambda: make_run_spec(args, env=env, output=output, fresh_seed=fresh_seed))
         return evaluate(spec, env)

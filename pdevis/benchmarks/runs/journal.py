@@ -4,14 +4,18 @@ Every finished unit of work is one JSON line of OUTPUT.partial.jsonl, on the dis
 line is the run's header (its settings). A last line that a kill or a full disk has left incomplete is dropped. OUTPUT
 itself is written once, at the end, as a whole; OUTPUT.meta.json says where the results come from.
 
-    {"header": {…}}
-    {"run": {…}}                     one for each time that the run was started or resumed
-    {"index": 0, "entry": {…}}
+    {"header": {…, "id": "…"}}
+    {"id": "…", "run": {…}}                     one for each time that the run was started or resumed
+    {"id": "…", "index": 0, "entry": {…}}
+
+Every line has the id of its run, which is random, so that lines of another run are noticed. Files of version 0.1.0 have
+none. A run holds a lock on OUTPUT from its first look at the files until its end, and each process one on its journal.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 from collections.abc import Iterable
@@ -21,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from pdevis.benchmarks.runs.result_files import Entry, Meta, encode_meta, meta_path, read_meta
-from pdevis.util.files import NotTextError, decode_text, encode_json, parse_json, read_text, write_atomic
+from pdevis.util.files import FileLock, NotTextError, decode_text, encode_json, parse_json, read_text, write_atomic
 from pdevis.util.provenance import COMPARED
 
 SUFFIX = ".partial.jsonl"
@@ -73,13 +77,27 @@ def find_journals(output: Path) -> list[Path]:
 
 
 def read_journals(paths: list[Path]) -> list[JournalContent]:
-    """Content of each journal; one without a complete header is left out.
+    """Content of each journal of one run; one without a complete header is left out.
 
     Raises:
-        ValueError: a file cannot be read or is broken before its last line; names file and line.
+        ValueError: a file cannot be read, is broken before its last line, or holds items of several runs.
     """
-    contents = [_read(path)[0] for path in paths]
-    return [content for content in contents if content.header is not None]
+    contents = {path: content for path in paths if (content := _read(path)[0]).header is not None}
+    seen: dict[int, Path] = {}
+    for path, content in contents.items():
+        first_path, first = next(iter(contents.items()))
+        if _run_id(content.header) != _run_id(first.header):
+            raise ValueError(f"{path} and {first_path} are of different runs: --overwrite starts over")
+        for index in content.entries:
+            if index in seen:
+                raise ValueError(f"{path} and {seen[index]} both have item {index}: --overwrite starts over")
+            seen[index] = path
+    return list(contents.values())
+
+
+def _run_id(header: Meta | None) -> str | None:
+    """Id of the run that wrote a header; None for files of version 0.1.0."""
+    return (header or {}).get("id")
 
 
 def _read(path: Path) -> tuple[JournalContent, int]:
@@ -105,12 +123,19 @@ def _read(path: Path) -> tuple[JournalContent, int]:
         try:
             if number == 0:
                 content.header = dict(value["header"])
+                id = _run_id(content.header)
             elif "run" in value:
                 content.runs.append(dict(value["run"]))
             else:
-                content.entries[int(value["index"])] = dict(value["entry"])
+                index, entry = operator.index(value["index"]), dict(value["entry"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}: line {number + 1} is broken: not a journal, or damaged") from None
+        if number and value.get("id") != id:
+            raise ValueError(f"{path}: line {number + 1} is of another run than line 1: --overwrite starts over")
+        if number and "run" not in value:
+            if index in content.entries:
+                raise ValueError(f"{path}: line {number + 1} repeats item {index}: --overwrite starts over")
+            content.entries[index] = entry
         intact += len(line) + 1
     return content, intact
 
@@ -119,12 +144,24 @@ class Journal:
     """Journal of one process, open for appending; created with a header, or continued after its intact part.
 
     Raises:
-        OSError: the disk refuses; the message says what is kept. ValueError: the file is not a journal.
+        OSError: the disk refuses; the message says what is kept. ValueError: the file is not a journal, or another
+            process or run has written it.
     """
 
     def __init__(self, path: Path, header: Meta) -> None:
         self.path = path
+        self._lock = FileLock(path, flag="the journal")
+        try:
+            self._open(header)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, header: Meta) -> None:
+        path, self._id = self.path, _run_id(header)
         content, self._intact = _read(path) if path.exists() else (JournalContent(), 0)
+        if content.header is not None and _run_id(content.header) != self._id:
+            raise ValueError(f"{path} has been begun by another run in the meantime; name another file")
         self.units = len(content.entries)
         try:
             self._file = path.open("ab")
@@ -140,12 +177,16 @@ class Journal:
 
     def add(self, index: int, entry: Entry) -> None:
         """Write a finished unit, number `index`, to the disk. Raises OSError, after removing what was written of it."""
-        self._write({"index": index, "entry": entry})
+        self._write(self._own({"index": index, "entry": entry}))
         self.units += 1
 
     def begin(self, run: dict[str, Any]) -> None:
         """Record that a run is started or resumed."""
-        self._write({"run": run})
+        self._write(self._own({"run": run}))
+
+    def _own(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Add the run's id to a line; the files of version 0.1.0 are continued without."""
+        return value if self._id is None else {"id": self._id} | value
 
     def __enter__(self) -> Journal:
         return self
@@ -154,6 +195,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._lock.release()
 
     def _write(self, value: dict[str, Any]) -> None:
         line = encode_json(value) + b"\n"
@@ -188,6 +230,21 @@ class Output:
     flag: str = "--output"
     resume: bool = False
     overwrite: bool = False
+
+    def lock(self) -> FileLock:
+        """Lock the file for this run, in one of its processes.
+
+        Raises:
+            ValueError: another run is writing it, or a process of an earlier run still writes a journal.
+        """
+        lock = FileLock(self.path, flag=self.flag)
+        try:
+            for path in find_journals(self.path):
+                FileLock(path, flag="the journal").release()
+        except BaseException:
+            lock.release()
+            raise
+        return lock
 
     def read_earlier(self, header: Meta) -> Earlier:
         """Return the state of an earlier run that this run continues; empty if it starts from the beginning.

@@ -20,6 +20,7 @@ has an entry, a JSON object; the entry of a unit that failed has "error".
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,9 +49,10 @@ class ResumableRun:
         env: this process among those of the run.
         group: units of the same group (number // group) are done by the same process.
         progress: show a progress bar.
+        question_ids: of each unit, to check the entries of a run that is resumed; None: unknown.
 
     Raises:
-        ValueError: a file already exists, or belongs to a run with other settings.
+        ValueError: a file already exists, or belongs to a run with other settings or questions.
     """
 
     def __init__(
@@ -63,9 +65,14 @@ class ResumableRun:
         env: DistEnv,
         group: int = 1,
         progress: bool = True,
+        question_ids: Sequence[Any] | None = None,
     ) -> None:
-        self.name, self.header, self.units, self.output, self.env = name, header, units, output, env
+        self.name, self.units, self.output, self.env = name, units, output, env
         self.earlier = Earlier.merge(env.gather(env.run_on_all(lambda: output.read_earlier(header))))
+        env.run_on_all(lambda: self._check_units(question_ids))
+        fresh_id = env.gather(secrets.token_hex(8))[0]
+        run_id = (self.earlier.header or {"id": fresh_id}).get("id")
+        self.header = header | ({"id": run_id} if run_id else {})
         left = [unit for unit in range(units) if unit not in self.earlier.entries]
         self.todo = [] if self.is_complete else env.split(left, group)
         self._show_progress = progress and env.is_main
@@ -77,6 +84,19 @@ class ResumableRun:
             done = len(self.earlier.entries)
             is_new = self.earlier.header is None
             self.log("nothing to resume: starting" if is_new else f"{done} of {units} items are done already")
+
+    def _check_units(self, question_ids: Sequence[Any] | None) -> None:
+        """Raise ValueError if an entry of an earlier run is not of one of this run's units."""
+        path = journal_path(self.output.path)
+        for unit, entry in self.earlier.entries.items():
+            if not 0 <= unit < self.units:
+                raise ValueError(f"--resume: {path} has an item {unit}, and this run the items 0 to {self.units - 1}")
+            expected = question_ids[unit] if question_ids else entry.get("question_id")
+            if (found := entry.get("question_id")) != expected:
+                raise ValueError(
+                    f"--resume: {path} has question {found!r} as item {unit}, which is {expected!r} in the dataset: "
+                    "--overwrite starts over"
+                )
 
     @property
     def is_complete(self) -> bool:
@@ -145,9 +165,10 @@ class ResumableRun:
         return self.header | counts | dict(facts) | times
 
     def write(self, data: bytes, meta: Meta) -> None:
-        """Write the result file and its meta file (main process), then remove the journals. Raises OSError."""
+        """Write the result file and its meta file, then remove the journals (main process). Raises OSError."""
         self.env.run_on_all(lambda: self.output.write(data, meta) if self.env.is_main else None)
-        self.output.discard_journals()
+        if self.env.is_main:  # it holds the lock; other processes may be so late that another run has begun
+            self.output.discard_journals()
 
     def report(self, entries: Sequence[Entry], lines: Sequence[str]) -> int:
         """Print `lines`, the number of failures and the result file; returns the exit code: 1 if a unit failed."""

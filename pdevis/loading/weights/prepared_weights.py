@@ -76,8 +76,8 @@ class PreparedWeights:
 
 def find_prepared(model: OpenedModel) -> PreparedWeights | None:
     """Return the prepared weights of a model; None if there are none, or their file is broken."""
-    file = _prepared_file(model)
     try:
+        file = _prepared_file(model)
         prepared = PreparedWeights(file)
     except OSError:
         return None
@@ -95,8 +95,8 @@ def save_prepared(model: OpenedModel, weights: StackWeights) -> Path | None:
 
     Returns None, and keeps nothing, if the model is too small or too large, or the cache folder has no space.
     """
-    file = _prepared_file(model)
     with contextlib.suppress(OSError):
+        file = _prepared_file(model)
         entries = list(_entries(weights))
         size = sum(entry.size for entry in entries)
         if not MIN_BYTES <= size <= MAX_BYTES:

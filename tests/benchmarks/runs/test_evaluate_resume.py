@@ -165,3 +165,51 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(scripts: Scripts, monkeypat
     assert scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")[0] == 0
     monkeypatch.delenv("FAIL_AT")
     assert timeless(load(OUTPUT)) == uninterrupted(scripts)
+
+
+def test_a_second_run_is_refused_and_costs_the_first_nothing(scripts: Scripts) -> None:
+    first = scripts.start("mmlu", *FLAGS, "--output", OUTPUT, HANG_AT=str(3 + 3 * 2 + 1))
+    path = journal_path(OUTPUT)
+    assert eventually(lambda: first.poll() is not None or (path.exists() and path.read_bytes().count(b'"index"') == 2))
+    data = path.read_bytes()
+    for flags in ([], ["--resume"], ["--overwrite"], ["--gen_len", 3, "--resume"]):
+        code, err = scripts("mmlu", *FLAGS, *flags, "--output", OUTPUT)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"error: --output {OUTPUT}: process {first.pid} on ")
+        assert path.read_bytes() == data
+    first.kill()
+    first.communicate()
+    assert scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")[0] == 0
+    assert timeless(load(OUTPUT)) == uninterrupted(scripts)
+
+
+def test_a_partial_file_of_other_questions_is_refused(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop(scripts, monkeypatch, 3 + 3 * 2 + 1)
+    path = journal_path(OUTPUT)
+    whole = path.read_text()
+    for old, new, message in (
+        ('"index": 1', '"index": 6', "has an item 6, and this run the items 0 to 5"),
+        ('"index": 1', '"index": 3', "as item 3, which is "),
+        ('"index": 1', '"index": 0', "line 4 repeats item 0"),
+        ('"index": 1', '"index": "1"', "line 4 is broken"),
+    ):
+        changed = whole.replace(old, new)
+        assert changed != whole
+        path.write_text(changed)
+        code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+        assert path.read_text() == changed
+
+
+def test_a_disk_that_is_full_for_another_file_ends_the_run(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULL_AT", str(3 + 3 + 2))
+    code, err = scripts("mmlu", *FLAGS, "--output", OUTPUT)
+    assert code == 1
+    assert err.endswith("error: [Errno 28] No space left on device: 'trace.jsonl'\n")
+    (content,) = read_journals([journal_path(OUTPUT)])
+    assert list(content.entries) == [0]
+    assert "error" not in content.entries[0]
+    monkeypatch.delenv("FULL_AT")
+    assert scripts("mmlu", *FLAGS, "--output", OUTPUT, "--resume")[0] == 0
+    assert timeless(load(OUTPUT)) == uninterrupted(scripts)

@@ -122,6 +122,69 @@ def test_journals_of_all_processes_are_found_and_no_others(output: Path) -> None
     assert find_journals(output.parent / "nowhere" / "x.json") == []
 
 
+def lines_of(header: dict[str, Any], *indices: int) -> list[bytes]:
+    """Lines of a journal: its header, then items."""
+    id = {"id": header["id"]} if "id" in header else {}
+    values = [{"header": header}, *({**id, "index": index, "entry": {"question_id": index}} for index in indices)]
+    return [json.dumps(value).encode() + b"\n" for value in values]
+
+
+FIRST, SECOND = HEADER | {"id": "first"}, HEADER | {"id": "second", "settings": {"gamma": 8, "k": None}}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (lines_of(FIRST, 0, 1) + lines_of(SECOND, 2)[1:], "line 4 is of another run than line 1"),
+        (lines_of(FIRST, 0) + lines_of(HEADER, 1)[1:] + lines_of(FIRST, 2)[1:], "line 3 is of another run than line 1"),
+        (lines_of(HEADER, 0) + lines_of(FIRST, 1)[1:], "line 3 is of another run than line 1"),
+        (lines_of(FIRST, 0) + lines_of(SECOND, 1), "line 3 is broken"),
+        ([*lines_of(FIRST, 0), b'{"id": "second", "run": {}}\n'], "line 3 is of another run than line 1"),
+        (lines_of(FIRST, 0, 1, 0), "line 4 repeats item 0"),
+        (lines_of(HEADER, 0, 1, 1), "line 4 repeats item 1"),
+    ],
+)
+def test_items_of_two_runs_in_one_journal_are_refused(output: Path, lines: list[bytes], message: str) -> None:
+    path = journal_path(output)
+    path.write_bytes(b"".join(lines))
+    for use in (lambda: read_journals([path]), lambda: earlier(output, resume=True), lambda: Journal(path, FIRST)):
+        with pytest.raises(ValueError, match=rf"out.json.partial.jsonl: {message}"):
+            use()
+    assert path.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [(lines_of(SECOND, 1), "are of different runs"), (lines_of(FIRST, 0), "both have item 0")],
+)
+def test_journals_of_two_runs_are_refused(output: Path, second: list[bytes], message: str) -> None:
+    journal_path(output).write_bytes(b"".join(lines_of(FIRST, 0)))
+    journal_path(output, 1).write_bytes(b"".join(second))
+    with pytest.raises(
+        ValueError, match=rf"out.json.partial.jsonl and .*out.json.1.partial.jsonl {message}.*overwrite"
+    ):
+        earlier(output, resume=True)
+
+
+def test_a_journal_that_another_run_has_begun_is_not_continued(output: Path) -> None:
+    write(output, 2, header=FIRST)
+    data = journal_path(output).read_bytes()
+    with pytest.raises(ValueError, match="has been begun by another run in the meantime"):
+        write(output, 2, header=SECOND)
+    assert journal_path(output).read_bytes() == data
+    assert all(b'{"id": "first", ' in line for line in data.splitlines()[1:])
+
+
+def test_the_output_of_a_run_that_goes_on_is_locked(output: Path) -> None:
+    with Output(output, "--out").lock(), pytest.raises(ValueError, match=r"--out .*out.json: process \d+ on "):
+        Output(output, "--out").lock()
+    refused = pytest.raises(ValueError, match=r"the journal .*out.json.3.partial.jsonl: process \d+ on .* is writing")
+    with Journal(journal_path(output, 3), FIRST), refused:  # of a process that has survived the main one
+        Output(output).lock()
+    Output(output).lock().release()
+    assert [path.name for path in output.parent.iterdir()] == ["out.json.3.partial.jsonl"]
+
+
 def earlier(output: Path, header: dict[str, Any] = HEADER, **flags: bool) -> Any:
     return Output(output, **flags).read_earlier(header)
 

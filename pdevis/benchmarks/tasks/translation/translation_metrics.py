@@ -19,6 +19,8 @@ from typing import Any
 
 import regex
 
+from pdevis.util.files import home_for_libraries
+
 METRICS = ("BLEU", "chrF2++", "TER")
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-L": "rougeL"}
 
@@ -52,7 +54,8 @@ class UnicodeTokenizer:
 
 @cache
 def rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+    with home_for_libraries():
+        from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(list(ROUGE.values()), tokenizer=UnicodeTokenizer())
 
