@@ -107,10 +107,10 @@ def save(path: Path, results: list[dict[str, Any]], benchmark: str = "mmlu") -> 
     return path
 
 
-def save_journal(path: Path, results: list[dict[str, Any]], benchmark: str = "mmlu") -> Path:
-    """The journal of a run that was killed while it wrote a line."""
+def save_journal(path: Path, results: list[dict[str, Any]], benchmark: str = "mmlu", first: int = 0) -> Path:
+    """The journal of a run that was killed while it wrote a line; `first` is the index of its first item."""
     lines = [json.dumps({"header": {"benchmark": benchmark, "settings": {"gamma": 4}}})]
-    lines += [json.dumps({"index": i, "entry": entry}) for i, entry in enumerate(results)]
+    lines += [json.dumps({"index": i, "entry": entry}) for i, entry in enumerate(results, first)]
     path.write_text("\n".join(lines) + '\n{"index": 99, "ent')
     return path
 

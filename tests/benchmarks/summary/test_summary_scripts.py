@@ -132,7 +132,7 @@ def test_partial_journal(summary: Main, tmp_path: Path) -> None:
     assert "PARTIAL" in out
     found = json.loads((tmp_path / "s.json").read_text())
     assert (found["partial"], found["items"], found["run"]["settings"]) == (True, 6, {"gamma": 4})
-    save_journal(tmp_path / "r.json.1.partial.jsonl", entries("mmlu", 8))  # another process's, with more questions
+    save_journal(tmp_path / "r.json.1.partial.jsonl", entries("mmlu", 8)[6:], first=6)  # another process's questions
     for path in (journal, tmp_path / "r.json.1.partial.jsonl"):
         assert summary("mmlu", "--input", path, "--output", tmp_path / "s.json")[0] == 0
         assert json.loads((tmp_path / "s.json").read_text())["items"] == 8
