@@ -67,10 +67,17 @@ SIZES: dict[str, int] = (
     | dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCAB)
     | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 )
-DERIVED = ("layer_types", "layers_block_type", "head_dim", "v_head_dim")  # properties without a setter in some configs
+DERIVED = ("layer_types", "layers_block_type")  # kinds of layers: some configs compute them from other settings
 MLA = {"head_dim": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}  # head_dim: the rotary part
+HEADS = {"head_dim": 16}  # computed by the classes' defaults from other sizes
+EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32}
 SPECIAL: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "youtu", "minicpm3", "axk1"), MLA),
+    **dict.fromkeys(("ministral", "nemotron", "hunyuan_v1_dense", "hunyuan_v1_moe"), HEADS),
+    "dots1": EXPERTS,
+    "mamba2": {"expand": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "deepseek_v2": MLA | EXPERTS,
+    **dict.fromkeys(("deepseek_v3", "glm4_moe_lite", "longcat_flash", "youtu", "minicpm3", "axk1"), MLA),
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
@@ -112,7 +119,8 @@ def tiny_config(architecture: str, **changes: Any) -> Any:
             name.endswith("_token_id") and hasattr(default, name)
         ):
             settings[name] = size
-    if not isinstance(getattr(config_class, "layer_types", None), property) and getattr(default, "layer_types", None):
+    is_derived = any(isinstance(getattr(config_class, name, None), property) for name in DERIVED)
+    if not is_derived and getattr(default, "layer_types", None):
         kinds = list(dict.fromkeys(default.layer_types))
         settings["layer_types"] = (kinds * 2)[: max(2, len(kinds))]
         settings |= {name: len(settings["layer_types"]) for name in ("num_hidden_layers",) if name in settings}
