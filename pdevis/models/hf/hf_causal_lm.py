@@ -56,7 +56,8 @@ class HFCausalLM:
         self.vocab_size = model.config.get_text_config().vocab_size
         self.context_length = native_context(model.config) or 1 << 30
         self._cache_argument = cache_argument(model)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        arguments = inspect.signature(model.forward).parameters
+        self._keeps_logits, self._takes_positions = "logits_to_keep" in arguments, "position_ids" in arguments
         assert way == REPLAY or self._cache_argument, "a model without a cache can only be replayed"
         self._switch: LengthSwitch | None = find_length_switch(model)
         self._tokens: list[int] = []
@@ -171,6 +172,8 @@ class HFCausalLM:
             options = {"use_cache": True, self._cache_argument: self._cache}
         if self._keeps_logits:
             options["logits_to_keep"] = keep
+        if self._takes_positions:  # as `generate` does: some models count wrongly what is in their cache
+            options["position_ids"] = torch.arange(start, end, device=self.device)[None]
         batch = torch.tensor([text[start:end]], device=self.device)
         return self.model(batch, **options).logits[0, -keep:]
 
