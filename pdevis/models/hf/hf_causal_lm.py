@@ -111,6 +111,7 @@ class HFCausalLM:
         elif length < self.length:
             del self._replay[length - self.length :]
         del self._ids[length:]
+        self._prompt = min(self._prompt, length + 1)
 
     # ---- forwards ----
 
@@ -183,9 +184,9 @@ class HFCausalLM:
         return None if self.way == REPLAY else DynamicCache(config=self.model.config.get_text_config(decoder=True))
 
     def _rewind_cache(self, length: int) -> None:
-        crossed = self._switch and length <= self._switch.length < self._cached
         if self.way == REPLAY:
             return
+        crossed = self._switch and length <= self._switch.length < self._cached
         if length == 0 or crossed:
             self._restart(self._ids[:length])
         elif all(_croppable(layer) for layer in self._cache.layers):
@@ -215,7 +216,6 @@ class HFCausalLM:
         """Empty the cache; the next forward recomputes `ids`."""
         self._ids = ids.copy()
         self._replay = ids.copy()
-        self._prompt = min(self._prompt, len(ids) + 1)
         self._cache = self._new_cache()
         self._saved = []
 

@@ -85,3 +85,17 @@ def test_the_switch_is_found(name):
 def test_models_without_a_switch(tiny_model):
     assert find_length_switch(tiny_model("llama")) is None
     assert find_length_switch(tiny_model("qwen3_next")) is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prompt_may_be_shortened_before_its_first_forward(name):
+    """As after a generation that was closed early, followed by one whose prompt begins alike."""
+    ids = torch.tensor([3 + (i * 7) % 150 for i in range(SWITCH + 10)])
+    shortened, fresh = HFCausalLM(model_of(name, 1), "float64"), HFCausalLM(model_of(name, 1), "float64")
+    shortened.prefill(ids)
+    for lm in (shortened, fresh):
+        if lm is fresh:
+            lm.prefill(ids[: SWITCH - 3])
+        lm.rewind(SWITCH - 3)
+    new = ids[SWITCH - 3 : SWITCH - 1]
+    torch.testing.assert_close(shortened.forward(new), fresh.forward(new), rtol=1e-9, atol=1e-9)
