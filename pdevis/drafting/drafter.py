@@ -97,13 +97,13 @@ class Drafter:
         `lookahead` must be 0: drafting ahead needs a separate process.
         """
         assert lookahead == 0, "drafting ahead needs a separate process"
+        if self._is_broken:
+            return Draft(invalid=True)
         if self.traced:
             self.engine.steps, self.engine.passes = 0, []
         ids = torch.tensor(self._readable(confirmed[self.model.length :]), device=self.model.device)
         draft, chosen, probs = Draft(), [], []
         self._logprobs = []
-        if self._is_broken:
-            return Draft(invalid=True)
         on_cpu = self.model.device.type == "cpu"
         for index in range(gamma):
             step = self._first_step(ids) if index == 0 else self.engine.draft(ids)
@@ -142,7 +142,7 @@ class Drafter:
         finite = torch.cat(self._logprobs).isfinite().tolist()
         valid = finite.index(False) if False in finite[:used] else used
         draft.ids, draft.steps, draft.invalid = tokens[:valid], len(tokens), valid < used
-        draft.confidences = draft.confidences[: len(tokens)] if valid == used else draft.confidences[:valid]
+        draft.confidences = draft.confidences[:valid]
         draft.probs = torch.stack(probs[:valid]) if probs[:valid] else None
         draft.passes = self.engine.passes if self.traced else []
         # Not finite after confirmed tokens: these stay in the text, and so does the fault.

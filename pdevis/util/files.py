@@ -17,7 +17,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 OTHER_ENCODINGS = {  # by byte-order mark; that of UTF-16 begins that of UTF-32
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -159,26 +159,34 @@ def publish(finished: Path, folder: Path, is_complete: Callable[[Path], bool]) -
         finished.rename(folder)
 
 
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file for writing, which is renamed to `path` at the end of the block, or removed if it fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: write to a temporary file, then rename it to `path`.
+    """Write a whole file, through to the disk, or nothing.
 
     Raises:
         OSError: the file cannot be written; its `filename` is `path`.
     """
     path = path.resolve()  # writes to the target of a symbolic link, which stays a link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open_atomic(path) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers.generation.configuration_utils import GenerationConfig
 from pdevis.loading.catalog import Source
 from pdevis.loading.hub import from_pretrained
 from pdevis.loading.weights.families import EMBEDDING, HEAD, weight_shapes
-from pdevis.util.files import parse_json, read_text
+from pdevis.util.files import open_atomic, parse_json, read_text
 from pdevis.util.validation import ModelLoadError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -138,18 +137,13 @@ def write_safetensors(
         header[entry.name] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for entry in entries:
-                tensor = entry.compute()
-                assert (tensor.dtype, tensor.shape) == (entry.dtype, entry.shape)
-                file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
-                on_written(entry.size)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_atomic(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            tensor = entry.compute()
+            assert (tensor.dtype, tensor.shape) == (entry.dtype, entry.shape)
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            on_written(entry.size)
 
 
 @dataclass(frozen=True)
