@@ -22,7 +22,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
@@ -150,6 +150,10 @@ def add_model_flags(
     for model in ("target", "draft"):
         group.add_argument(f"--{model}_precision", metavar="FORMAT", default="auto", help=text)
     _add_acceleration_flags(group)
+    text = "of a static schedule, which is used: a file of python -m pdevis.calibrate"
+    group.add_argument("--corrections", metavar="FILE", help=text)
+    text = "plain text on which static schedules are chosen (default: a text of the package)"
+    group.add_argument("--calibration_text", metavar="FILE", help=text)
     group.add_argument("--trace", metavar="FILE", help="record every round in a file for python -m pdevis.simulate")
     if profile:
         text = "settings found by python -m pdevis.tune; flags that are given take precedence"
@@ -165,32 +169,37 @@ def _add_acceleration_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overlap", action="store_true", help=text)
 
 
-def add_draft_flags(parser: Parser) -> None:
-    """Add one flag per field of `DraftConfig`."""
+def add_draft_flags(parser: Parser, without: Container[str] = ()) -> None:
+    """Add one flag per field of `DraftConfig`, except for the fields `without`."""
     base = DraftConfig()
     group = parser.add_argument_group("drafting", "How the drafter's layers run.")
 
-    def add(flag: str, convert: Callable[[str], Any], *, metavar: str, text: str, field: str | None = None) -> None:
-        name = field or flag[2:]
-        default, argtype = getattr(base, name), settings_field(DraftConfig, name, convert)
-        group.add_argument(flag, dest=flag[2:], type=argtype, default=default, metavar=metavar, help=text)
+    def add(name: str, convert: Callable[[str], Any], metavar: str, text: str, *, flag: str | None = None) -> None:
+        if name in without:
+            return
+        argtype = settings_field(DraftConfig, name, convert)
+        flag = flag or name
+        group.add_argument(f"--{flag}", type=argtype, default=getattr(base, name), metavar=metavar, help=text)
 
-    text = f"{', '.join(MODES)} (default: {base.mode})"
-    add("--draft_mode", str, metavar="MODE", text=text, field="mode")
-    text = f"cosine above which a layer is redundant (default: {base.threshold})"
-    add("--threshold", float, metavar="X", text=text)
-    add("--window", int, metavar="N", text=f"layers that start from one hidden state (default: {base.window})")
-    add("--attention_window", int, metavar="N", text="lanes of attention in a group (default: the window)")
-    add("--mlp_window", int, metavar="N", text="lanes of MLP in a group (default: the window, at most 2)")
-    add("--check", str, metavar="WHEN", text=f"{', '.join(CHECKS)} (default: {base.check})")
-    add("--keep_first", int, metavar="N", text=f"first layers that always run alone (default: {base.keep_first})")
-    add("--keep_last", int, metavar="N", text=f"last layers that always run alone (default: {base.keep_last})")
-    group.add_argument(
-        "--calibrate",
-        action=argparse.BooleanOptionalAction,
-        default=base.calibrate,
-        help="recompute the confirmed tokens exactly once per round (default: yes)",
-    )
+    def add_switch(name: str, text: str) -> None:
+        if name not in without:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(f"--{name}", action=action, default=getattr(base, name), help=text)
+
+    add("mode", str, "MODE", f"{', '.join(MODES)} (default: {base.mode})", flag="draft_mode")
+    add("threshold", float, "X", f"cosine above which a layer is redundant (default: {base.threshold})")
+    add("window", int, "N", f"layers that start from one hidden state (default: {base.window})")
+    add("attention_window", int, "N", "lanes of attention in a group (default: the window)")
+    add("mlp_window", int, "N", "lanes of MLP in a group (default: the window, at most 2)")
+    add("check", str, "WHEN", f"{', '.join(CHECKS)} (default: {base.check})")
+    add("keep_first", int, "N", f"first layers that always run alone (default: {base.keep_first})")
+    add("keep_last", int, "N", f"last layers that always run alone (default: {base.keep_last})")
+    text = "a static schedule, such as 0-1,2+3,4a,5m, or auto; several, for the planned check: 0-1,2+3;0-3"
+    add("schedule", str, "GROUPS", text)
+    text = f"acceptance that a static schedule is predicted to keep (default: {base.retention})"
+    add("retention", float, "X", text)
+    add_switch("stagger", "static: each MLP of a group reads the attentions up to its own layer (default: no)")
+    add_switch("calibrate", "recompute the confirmed tokens exactly once per round (default: yes)")
 
 
 def add_decode_flags(
@@ -235,7 +244,7 @@ def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_pair` that the flags ask for."""
     names = ("device", "target_device", "draft_device", "target_precision", "draft_precision")
     # these only if they are given: the load_pair of a --code_path file may not have them
-    optional = ("draft_vocab", "compile", "overlap", "trace", "profile")
+    optional = ("draft_vocab", "compile", "overlap", "trace", "profile", "corrections", "calibration_text")
     return {
         "target": args.target_model,
         "drafter": args.drafter_model,

@@ -15,7 +15,7 @@ from pdevis.util.validation import check_bool, check_integer, check_number, chec
 AUTO, RANKS = "auto", "ranks"  # ranks, as a device: the processes that torchrun has started
 SUBLAYER_MODES = ("skip", "parallel")  # drop layers or run them together, so they need access to sublayers
 MODES = (AUTO, "exact", *SUBLAYER_MODES)
-CHECKS = ("inline", "planned")
+CHECKS = ("inline", "planned", "static")
 METHODS = ("speculative", "target", "drafter")  # of decoding a text: with both models, or with one of them
 
 
@@ -26,23 +26,33 @@ class DraftConfig:
     Args:
         mode: `exact` (plain drafter), `skip` (drop redundant layers), `parallel` (run layers together), or `auto`.
         threshold: τ, a cosine. A layer is redundant, a lane is kept, if its cosine is greater. Above 1: never.
-        check: `inline` decides per draft token, `planned` once per round from the calibration pass.
+        check: `inline` decides per draft token, `planned` once per round from the calibration pass, `static` once per
+            pair, from calibration text: its groups run as wide layers.
         window: W, layers that start from one hidden state at the same time.
         attention_window: lanes of attention in a group; None: `window`.
         mlp_window: lanes of MLP inside a group; None: min(`window`, 2), since MLPs tolerate less.
         keep_first, keep_last: layers at the two ends that are never dropped and always run alone.
         calibrate: recompute the confirmed tokens' approximate KV entries exactly, once per round.
+        schedule: groups of the static schedule, as `drafting.schedule.parse_schedule` reads them; "auto": chosen from
+            calibration text; None: the same if the check is static. If the check is planned and this is not None, each
+            round uses the fastest of these prepared schedules that the threshold allows; ";" separates several.
+        retention: of a schedule that is chosen from calibration text: the part of its exact acceptance rate that the
+            drafter is predicted to keep at least.
+        stagger: static: each MLP of a group reads the attention updates up to its own layer's, instead of all.
     """
 
     mode: Literal["auto", "exact", "skip", "parallel"] = "auto"
     threshold: float = 0.9
-    check: Literal["inline", "planned"] = "planned"
+    check: Literal["inline", "planned", "static"] = "planned"
     window: int = 2
     attention_window: int | None = None
     mlp_window: int | None = None
     keep_first: int = 2
     keep_last: int = 1
     calibrate: bool = True
+    schedule: str | None = None
+    retention: float = 0.95
+    stagger: bool = False
 
     def __post_init__(self) -> None:
         check_one_of("mode", self.mode, MODES)
@@ -55,10 +65,27 @@ class DraftConfig:
         check_integer("keep_first", self.keep_first, minimum=0)
         check_integer("keep_last", self.keep_last, minimum=0)
         check_bool("calibrate", self.calibrate)
+        check_bool("stagger", self.stagger)
+        check_number("retention", self.retention, minimum=0, maximum=1)
+        if not isinstance(self.schedule, str | None) or not (self.schedule is None or self.schedule.strip()):
+            raise ValueError(f"schedule = {self.schedule!r}: must be groups such as 0-1,2+3,4, or {AUTO}")
+        if self.schedule is not None and self.check == "inline":
+            raise ValueError(f"schedule = {self.schedule!r}: needs check = 'static' or 'planned', not 'inline'")
         if self.check == "planned" and not self.calibrate and self.mode in SUBLAYER_MODES:
             raise ValueError(
                 "check = 'planned' with calibrate = False: must be 'inline', as calibration makes the schedules"
             )
+
+    @property
+    def asks_for_schedules(self) -> bool:
+        """True if schedules are fixed when the pair is loaded, unless the mode is or becomes "exact"."""
+        return self.mode != "exact" and (self.check == "static" or self.schedule is not None)
+
+    @property
+    def uses_prepared_schedules(self) -> bool:
+        """True if the mode is resolved, and groups of schedules that are fixed when the pair is loaded run as wide
+        layers."""
+        return self.mode != AUTO and self.asks_for_schedules
 
     @property
     def attention_lanes(self) -> int:

@@ -12,21 +12,22 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pdevis.config import METHODS, DecodeConfig, DraftConfig
+from pdevis.config import AUTO, METHODS, DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.devices import use_all_cores
+from pdevis.drafting.corrections import NO_CORRECTIONS, load_corrections
 from pdevis.drafting.drafter import Drafter
 from pdevis.drafting.rule import resolve_rule
 from pdevis.generation import DecodeStats, Generation, TokenEvent
-from pdevis.loading.model_builder import build_model
-from pdevis.loading.pair_builder import PairSpec, build_pair, compile_pair
+from pdevis.loading.model_builder import build_model, model_fingerprint
+from pdevis.loading.pair_builder import BuiltPair, PairSpec, build_pair, compile_pair, drafts_for_itself
 from pdevis.loading.weights.families import unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.stack import DecoderStack
@@ -35,6 +36,9 @@ from pdevis.profile import Profile, read_profile
 from pdevis.text import GenerationStream, Prompt, check_ids, encode_prompt
 from pdevis.trace import Tracer
 from pdevis.util.validation import DraftingWarning
+
+if TYPE_CHECKING:
+    from pdevis.calibrate.schedule_source import ScheduleSource
 
 
 class SpeculativePair:
@@ -51,6 +55,8 @@ class SpeculativePair:
         labels: names of models, devices and weight formats for `describe`.
         profile: the mode that "auto" becomes, and the costs that γ = auto begins with.
         tracer: records every round of speculative decoding.
+        schedules: makes the source of static schedules when one is needed; None: they must be given.
+        corrections: file with the corrections of a static schedule.
 
     Raises:
         ValueError: if the drafter cannot run in the mode asked for.
@@ -66,6 +72,8 @@ class SpeculativePair:
         labels: dict[str, str] | None = None,
         profile: Profile | None = None,
         tracer: Tracer | None = None,
+        schedules: Callable[[], ScheduleSource] | None = None,
+        corrections: str | PathLike[str] | None = None,
     ) -> None:
         self.target = target
         self.workers = drafter if isinstance(drafter, DrafterBackend) else None
@@ -75,6 +83,9 @@ class SpeculativePair:
         self.labels = labels or {}
         self.profile = profile
         self.tracer = tracer
+        self._make_schedules = schedules
+        self._schedules: ScheduleSource | None = None
+        self._corrections = load_corrections(corrections) if corrections else NO_CORRECTIONS
         self._running: GenerationStream | None = None
         self._has_warned = False
         self._autos: dict[DraftConfig, AutoGamma] = {}
@@ -98,22 +109,43 @@ class SpeculativePair:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
         self._stop_running()
         profile, workers = self.profile, self.workers
+        has_sublayers = workers.has_sublayer_access if workers else isinstance(self.drafter, DecoderStack)
         resolved = resolve_rule(
-            draft,
-            workers.has_sublayer_access if workers else isinstance(self.drafter, DecoderStack),
-            tuned_mode=profile.draft.mode if profile else None,
+            self._with_schedules(draft, has_sublayers),
+            has_sublayers,
+            tuned=profile.draft if profile else None,
             devices=workers.devices if workers else 1,
             splits_mlps=workers.splits_mlps if workers else False,
         )
         traced = self.tracer is not None
+        corrections = self._corrections if resolved.uses_prepared_schedules else NO_CORRECTIONS
         if workers:
-            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.drafter, resolved, traced=traced)
+            file = self.corrections_file if corrections is not NO_CORRECTIONS else None
+            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(
+                self.drafter, resolved, traced=traced, corrections=file
+            )
         else:
-            self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size, traced=traced)
+            self._drafting = Drafter(
+                self.drafter, resolved, self.target.vocab_size, traced=traced, corrections=corrections
+            )
         # The learnt costs of these settings are kept while others are tried.
         known = profile.costs_for(resolved, self.labels) if profile else None
         self._auto = self._autos.setdefault(resolved, AutoGamma(known))
         self._draft = draft
+
+    def _with_schedules(self, draft: DraftConfig, has_sublayers: bool) -> DraftConfig:
+        """Return the settings with the static schedules that they ask for: given, of the corrections, or chosen."""
+        if not draft.asks_for_schedules or not has_sublayers:
+            return draft
+        if self._corrections is not NO_CORRECTIONS:
+            self._corrections.check_settings(draft)
+            draft = replace(draft, schedule=self._corrections.schedule)
+        if self._make_schedules is None:
+            if draft.schedule in (None, AUTO):
+                raise ValueError("check = 'static': needs a schedule, or a pair made by load_pair, which chooses one")
+            return draft if draft.mode != AUTO else replace(draft, mode="parallel")
+        self._schedules = self._schedules or self._make_schedules()
+        return self._schedules.resolve(draft)
 
     def describe(self) -> dict[str, Any]:
         """Return models, devices, weight formats, drafting settings and the profile in use, ready for JSON."""
@@ -121,6 +153,8 @@ class SpeculativePair:
         rule = {name: getattr(draft, name) for name in ("mode", "check", "threshold", "window")}
         lanes = {"attention_window": draft.attention_lanes, "mlp_window": draft.mlp_lanes}
         ends = {name: getattr(draft, name) for name in ("keep_first", "keep_last", "calibrate")}
+        if draft.uses_prepared_schedules:
+            ends |= {name: getattr(draft, name) for name in ("schedule", "retention", "stagger")}
         return self.labels | rule | lanes | ends | (self.profile.describe(self.labels) if self.profile else {})
 
     def reset(self) -> None:
@@ -243,6 +277,8 @@ def load_pair(
     compile: bool = False,
     overlap: bool = False,
     trace: str | PathLike[str] | None = None,
+    corrections: str | PathLike[str] | None = None,
+    calibration_text: str | PathLike[str] | None = None,
 ) -> SpeculativePair:
     """Load a target and a drafter.
 
@@ -259,6 +295,8 @@ def load_pair(
         compile: run whole forwards through torch.compile, in static shapes; the first of each shape takes a while.
         overlap: start the drafter in a separate process, so that `DecodeConfig(overlap=True)` can draft ahead.
         trace: a new file for the rounds of all generations and the drafter's layer similarities (pdevis.simulate).
+        corrections: file of `python -m pdevis.calibrate`, with the corrections of a static schedule, which is used.
+        calibration_text: file of plain text on which static schedules are chosen; None: a text of the package.
 
     Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold part of its layers each, in worker processes.
     Under torchrun, with target_device = "ranks", only rank 0 runs the program: on the other ranks this function serves
@@ -272,31 +310,32 @@ def load_pair(
     if profile:
         draft = draft or profile.draft
         profile.use_threads()
-    spec = PairSpec(
-        target=target,
-        drafter=drafter,
-        target_device=target_device or device,
-        draft_device=draft_device or device,
-        target_precision=target_precision,
-        draft_precision=draft_precision,
-        mode=draft.mode if draft else "auto",
-        draft_vocab=draft_vocab,
-        overlap=overlap,
-    )
+    devices = {"target_device": target_device or device, "draft_device": draft_device or device}
+    formats = {"target_precision": target_precision, "draft_precision": draft_precision, "draft_vocab": draft_vocab}
+    mode = draft.mode if draft else "auto"
     return _load(
-        spec, draft, profile=profile, compile=compile, trace=trace, on_progress=on_progress or (lambda line: None)
+        PairSpec(target=target, drafter=drafter, mode=mode, overlap=overlap, **devices, **formats),
+        draft,
+        _LoadOptions(profile, compile, trace, corrections, calibration_text, on_progress or (lambda line: None)),
     )
 
 
-def _load(
-    spec: PairSpec,
-    draft: DraftConfig | None,
-    *,
-    profile: Profile | None,
-    compile: bool,
-    trace: str | PathLike[str] | None,
-    on_progress: Callable[[str], None],
-) -> SpeculativePair:
+@dataclass(frozen=True)
+class _LoadOptions:
+    """Arguments of `load_pair` that concern the pair and not its models."""
+
+    profile: Profile | None
+    compile: bool
+    trace: str | PathLike[str] | None
+    corrections: str | PathLike[str] | None
+    calibration_text: str | PathLike[str] | None
+    on_progress: Callable[[str], None]
+
+
+def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> SpeculativePair:
+    trace, on_progress = options.trace, options.on_progress
+    if options.corrections:
+        load_corrections(options.corrections)  # a mistake is found before the models are loaded
     tracer = Tracer(trace) if trace else None
     built = build_pair(spec, on_progress)
     if tracer:
@@ -304,20 +343,53 @@ def _load(
         if reason := unsupported_reason(config):
             raise ValueError(f"--trace {trace}: needs a drafter that runs layer by layer, not {reason}")
         tracer.describe_drafter(config, built.draft_spec.head_rows)
-    if compile:
+    if options.compile:
         compile_pair(built)
     if built.channel and built.channel.ranks.rank > 0:
         follow_main_rank(built)
         sys.exit(0)
     if tracer:
         tracer.writer.create()
+    drafter = start_drafter(built, options.compile, on_progress)
     return SpeculativePair(
         built.target,
-        start_drafter(built, compile, on_progress),
+        drafter,
         tokenizer=built.tokenizer,
         eos_ids=built.eos_ids,
         draft=draft,
         labels=built.labels,
-        profile=profile,
+        profile=options.profile,
         tracer=tracer,
+        schedules=_schedule_source(built, drafter, options),
+        corrections=options.corrections,
     )
+
+
+def _schedule_source(
+    built: BuiltPair, drafter: CausalLM | DrafterBackend, options: _LoadOptions
+) -> Callable[[], ScheduleSource] | None:
+    """Return what makes the source of static schedules; None for a drafter without access to its sublayers."""
+    spec = built.draft_spec
+    if unsupported_reason(spec.config):
+        return None
+
+    def load_drafter() -> DecoderStack:
+        # A drafter in other processes is loaded here once more, for as long as its schedule is being chosen.
+        return build_model(spec) if isinstance(drafter, DrafterBackend) else drafter
+
+    def make() -> ScheduleSource:
+        from pdevis.calibrate.schedule_source import ScheduleSource  # most runs need none of its modules
+
+        return ScheduleSource(
+            load_drafter,
+            model=model_fingerprint(spec),
+            layers=spec.config.num_hidden_layers,
+            precision=spec.precision,
+            device=spec.device,
+            tokenizer=built.tokenizer,
+            drafts_for_itself=drafts_for_itself(built.labels),
+            calibration_text=options.calibration_text,
+            on_progress=options.on_progress,
+        )
+
+    return make

@@ -17,9 +17,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pdevis.config import DraftConfig
+from pdevis.config import AUTO, DraftConfig
+from pdevis.drafting.corrections import NO_CORRECTIONS, Corrections
 from pdevis.drafting.divergence import similarity, similarity_matrix
-from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan_schedule
+from pdevis.drafting.schedule import (
+    Group,
+    exact_schedule,
+    free_layers,
+    parse_schedule,
+    plan_schedule,
+    widest_schedule,
+)
+from pdevis.drafting.wide_layers import PreparedLayer, PreparedSchedule, prepare_schedule
 from pdevis.generation import TracedPass
 from pdevis.models.causal_lm import CHUNK, CausalLM
 from pdevis.models.stack import DecoderStack, Step
@@ -130,6 +139,10 @@ class LaneExecutor(OutputHead, Protocol):
         """Return the MLP updates [T, H] of some layers, each on its own input [T, H]."""
         ...
 
+    def run_prepared(self, layer: PreparedLayer, h: Tensor, step: Step) -> Tensor:
+        """Return the hidden state [T, H] after a group of a static schedule, for h [T, H] before it."""
+        ...
+
     def broadcast_token(self, ids: Tensor) -> Tensor:
         """Return the first device's choice of the next token [1]."""
         ...
@@ -152,6 +165,9 @@ class LocalLanes:
     def mlp(self, layers: Sequence[int], inputs: Sequence[Tensor]) -> list[Tensor]:
         return [self.stack.mlp(layer, h) for layer, h in zip(layers, inputs, strict=True)]
 
+    def run_prepared(self, layer: PreparedLayer, h: Tensor, step: Step) -> Tensor:
+        return layer.run(self.stack, h, step)
+
     def argmax(self, h: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
         return argmax_logprob(self.stack.logits(h)[0, :vocab])
 
@@ -166,9 +182,19 @@ class DraftEngine:
         stack: the drafter, its cache included.
         config: the drafting settings; `mode` is resolved (not "auto").
         lanes: runs a window's sublayers; None: one after another on the stack's device.
+        corrections: of the static schedule.
+
+    Raises:
+        ValueError: the text of a schedule is wrong, or names layers that the drafter does not have.
     """
 
-    def __init__(self, stack: DecoderStack, config: DraftConfig, lanes: LaneExecutor | None = None) -> None:
+    def __init__(
+        self,
+        stack: DecoderStack,
+        config: DraftConfig,
+        lanes: LaneExecutor | None = None,
+        corrections: Corrections = NO_CORRECTIONS,
+    ) -> None:
         assert config.mode != "auto", "resolve the mode first"
         self.stack = stack
         self.config = config
@@ -177,11 +203,33 @@ class DraftEngine:
         self.free = free_layers(self.layers, config)
         self.keeps_all_lanes = config.threshold < -1  # no cosine is lower
         self.schedule = exact_schedule(self.layers)
+        self.prepared = self._prepare(corrections)  # the shallowest first
         self.prefill = self.lanes.prefill
         self.broadcast_token = self.lanes.broadcast_token
-        self.max_tokens = CHUNK // config.attention_lanes  # of a forward under a drafting rule
+        lanes_at_most = max(
+            [config.attention_lanes, *(len(g.layers) for p in self.prepared for g in p.schedule.groups)]
+        )
+        self.max_tokens = CHUNK // lanes_at_most  # of a forward under a drafting rule
         self.steps = 0  # drafter forwards of the round
         self.passes: list[TracedPass] | None = None  # of the round, if they are traced
+
+    def _prepare(self, corrections: Corrections) -> list[PreparedSchedule]:
+        """Return the static schedules of the settings, the shallowest first; none without."""
+        if not self.config.uses_prepared_schedules:
+            return []
+        assert self.config.schedule not in (None, AUTO), "choose the schedules first"
+        corrections.check_model(self.stack.weights)
+        schedules = [parse_schedule(text, self.layers) for text in self.config.schedule.split(";")]
+        if self.config.check == "static" and len(schedules) > 1:
+            raise ValueError(f"schedule = {self.config.schedule!r}: must be one schedule, as check = 'static'")
+        stagger = self.config.stagger
+        prepared = [
+            prepare_schedule(self.stack, schedule, stagger=stagger, corrections=corrections)
+            for schedule in sorted(schedules, key=lambda schedule: schedule.depth)
+        ]
+        if self.config.check == "static":
+            self.schedule = prepared[0].schedule
+        return prepared
 
     def exact(self, ids: Tensor) -> DraftStep:
         """Append ids [T] with every layer in its place; with the planned check, plan the next tokens' schedule."""
@@ -193,7 +241,10 @@ class DraftEngine:
         h = self.lanes.run_layers(ids, trace)
         if trace is not None:
             similarities = similarity_matrix(trace)
-            if planned:
+            if planned and self.prepared:
+                fitting = (prepared.schedule for prepared in self.prepared)
+                self.schedule = widest_schedule(fitting, similarities, self.config.threshold)
+            elif planned:
                 self.schedule = plan_schedule(similarities, self.config)
             if self.passes is not None:
                 self.passes.append(TracedPass(self.steps, len(ids), similarities))
@@ -209,8 +260,8 @@ class DraftEngine:
             ids = ids[-1:]
         step = self.stack.begin(len(ids))
         h = self.stack.embed(ids)
-        if self.config.check == "planned":
-            h, skipped, depth = self._planned(h, step), self.schedule.skipped, self.schedule.depth
+        if self.config.check != "inline":
+            h, skipped, depth = self._scheduled(h, step), self.schedule.skipped, self.schedule.depth
         elif self.config.mode == "skip":
             h, skipped, depth = self._inline_skip(h, step)
         else:
@@ -219,7 +270,12 @@ class DraftEngine:
         self.steps += 1
         return DraftStep(h[-1:], skipped=skipped, depth=depth, head=self.lanes)
 
-    def _planned(self, h: Tensor, step: Step) -> Tensor:
+    def _scheduled(self, h: Tensor, step: Step) -> Tensor:
+        for prepared in self.prepared:
+            if prepared.schedule is self.schedule:
+                for layer in prepared.layers:
+                    h = self.lanes.run_prepared(layer, h, step)
+                return h
         for group in self.schedule.groups:
             h = self._run_group(h, group, step)[-1]
         return h

@@ -24,7 +24,7 @@ from pdevis.loading.catalog import Source
 from pdevis.loading.checkpoint import read_class_config, read_model, translate_load_errors
 from pdevis.loading.hub import without_progress_bars
 from pdevis.loading.weights.families import unsupported_reason
-from pdevis.loading.weights.prepared_weights import PREPARED_PRECISION, find_prepared, save_prepared
+from pdevis.loading.weights.prepared_weights import PREPARED_PRECISION, find_prepared, fingerprint, save_prepared
 from pdevis.loading.weights.safetensors_files import OpenedModel, open_model
 from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.causal_lm import CausalLM
@@ -225,6 +225,13 @@ def _make_hf_causal_lm(loaded: Any, spec: LoadSpec) -> CausalLM:
     except InexactModelError as error:
         raise ModelLoadError(f"model = {spec.name!r}: {type(loaded).__name__} is not supported: {error}") from error
     return HFCausalLM(loaded, spec.precision, way)
+
+
+def model_fingerprint(spec: LoadSpec) -> str | None:
+    """Return a hash of the files that a stack is read from; None if they are not safetensors files."""
+    with translate_load_errors(spec.source, "weights"):
+        opened = open_model(spec.source, spec.config)
+    return fingerprint(opened) if opened else None
 
 
 def build_model(spec: LoadSpec, shard: ShardSpec = WHOLE, *, compile: bool = False) -> CausalLM:

@@ -8,7 +8,7 @@ any weight is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,6 +247,11 @@ class BuiltPair:
     tokenizer: Any
     eos_ids: tuple[int, ...]
     labels: dict[str, Any]
+
+
+def drafts_for_itself(labels: Mapping[str, Any]) -> bool:
+    """Return True if a pair's drafter has the target's own weights, whatever their formats are."""
+    return labels["drafter"] in (SELF, labels["target"])
 
 
 def build_pair(spec: PairSpec, on_progress: Progress) -> BuiltPair:

@@ -59,7 +59,7 @@ class StaticShapeForward:
         self.stack.reserve(start + width)
         padded = F.pad(ids, (0, width - len(ids)))
         position = torch.tensor(start, device=ids.device)
-        h = self.functions[width](padded, position, self.stack.rope_table, self.stack.cache.storage)
+        h = self.functions[width](padded, position, self.stack.rope_table, list(self.stack.cache.storage))
         return h[: len(ids)].clone()  # a CUDA graph writes its next result to the same memory
 
     def _make_function(self) -> Callable[..., Tensor]:
@@ -85,12 +85,12 @@ class StaticShapeForward:
         w, tokens = self.stack.weights, len(h)
         groups, qk_heads = w.heads // w.kv_heads, w.heads + w.kv_heads
         qkv = attention.qkv(attention.norm(h)).view(tokens, -1, w.head_dim)
-        qk = qkv[:, :qk_heads] if attention.qk_norm is None else attention.qk_norm(qkv[:, :qk_heads])
+        qk = qkv[:, :qk_heads] if attention.qk_norm is None else attention.qk_norm(qkv[:, None, :qk_heads])[:, 0]
         real, imaginary = qk.to(rope.dtype).unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = rope.unbind(-1)
         qk = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2).to(h.dtype)
         rows.index_copy_(0, positions, torch.cat([qk[:, w.heads :], qkv[:, qk_heads:]], 1))
-        keys, values = split_keys_values(rows)  # [1, K, C, D]
+        keys, values = split_keys_values(rows[None])  # [1, K, C, D]
         queries = qk[:, : w.heads].unflatten(1, (w.kv_heads, groups)).permute(1, 2, 0, 3).flatten(1, 2)[None]
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=w.head_dim**-0.5)
         return attention.output(mixed[0].unflatten(1, (groups, tokens)).permute(2, 0, 1, 3).reshape(tokens, -1))

@@ -3,12 +3,16 @@
 Positions at `length` and beyond are scratch: a forward writes its entries there, and they count only after `commit`.
 So a forward that fails, a rewind, or a draft that is rejected costs no copy.
 
-Shapes: C = capacity, K = key/value heads, D = head size, T = tokens of one write, S = tokens read.
+Storage of consecutive layers is adjacent, so that the attentions of several layers read it as one batch.
+
+Shapes: L = layers on this device, C = capacity, K = key/value heads, D = head size, T = tokens of one write, S = tokens
+read, W = layers of one write or read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,7 +21,7 @@ INITIAL_CAPACITY = 512  # tokens
 
 
 class KVCache:
-    """Per-layer storage [C, 2K, D], keys before values, and the number of tokens that it holds.
+    """Storage of all layers, [L, C, 2K, D] with keys before values, and the number of tokens that it holds.
 
     Args:
         layers: True for each layer whose attention runs on this device; the others get no storage.
@@ -40,21 +44,31 @@ class KVCache:
     ) -> None:
         self.length = 0
         self.capacity = 0
-        self.storage: list[Tensor] = []  # per layer [C, 2K, D]
-        self._layers = list(layers)
-        self._entry_shape = (2 * kv_heads, head_dim)
-        self._options = {"dtype": dtype, "device": device}
+        self._row = list(accumulate(layers, initial=0))  # the storage's row of each layer that has one
         self._max_tokens = max_tokens
-        self._kv_views: list[tuple[Tensor, Tensor]] = []
+        self._entry_shape, self._options = (2 * kv_heads, head_dim), {"dtype": dtype, "device": device}
+        self.storage = torch.zeros(sum(layers), 0, *self._entry_shape, **self._options)
+        self._views: dict[range, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def write(self, layer: int, start: int, end: int, entries: Tensor) -> None:
-        """Store a layer's keys and values [T, 2K, D] at positions start to end, which must be reserved."""
-        self.storage[layer][start:end] = entries
+    def write(self, layers: range, start: int, end: int, entries: Tensor) -> None:
+        """Store keys and values [T, W, 2K, D] of W consecutive layers at positions start to end, which are reserved."""
+        self._view(layers)[0][start:end] = entries
 
-    def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return views of a layer's keys and values at positions below `end`: [1, K, S, D] each."""
-        keys, values = self._kv_views[layer]
+    def read(self, layers: range, end: int) -> tuple[Tensor, Tensor]:
+        """Return views of the keys and values of W consecutive layers at positions below `end`: [W, K, S, D] each."""
+        _, keys, values = self._view(layers)
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
+
+    def _view(self, layers: range) -> tuple[Tensor, Tensor, Tensor]:
+        """Return views of some layers' storage: entries [C, W, 2K, D], keys and values [W, K, C, D].
+
+        Creating a view costs as much as a small product, so each one is made once.
+        """
+        if layers not in self._views:
+            row = self._row[layers.start]
+            rows = self.storage[row : row + len(layers)]
+            self._views[layers] = (rows.transpose(0, 1), *split_keys_values(rows))
+        return self._views[layers]
 
     def commit(self, end: int) -> None:
         """Make the entries below position `end`, which all layers have written, part of the sequence."""
@@ -71,18 +85,12 @@ class KVCache:
         if tokens <= self.capacity:
             return
         capacity = max(INITIAL_CAPACITY, tokens, min(2 * self.capacity, self._max_tokens))
-        grown = []
-        for layer, is_local in enumerate(self._layers):
-            rows = torch.zeros(capacity if is_local else 0, *self._entry_shape, **self._options)
-            if is_local and self.storage:
-                rows[: self.length] = self.storage[layer][: self.length]
-            grown.append(rows)
-        # Creating a view costs as much as a small product, so the views of whole keys and values are made once.
-        views = [split_keys_values(rows) for rows in grown]
-        self.storage, self._kv_views, self.capacity = grown, views, capacity
+        grown = torch.zeros(len(self.storage), capacity, *self._entry_shape, **self._options)
+        grown[:, : self.length] = self.storage[:, : self.length]
+        self.storage, self._views, self.capacity = grown, {}, capacity
 
 
 def split_keys_values(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return views of a layer's storage [C, 2K, D] as keys and values, [1, K, C, D] each."""
-    keys, values = rows.chunk(2, dim=1)
-    return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    """Return views of storage [W, C, 2K, D] as keys and values, [W, K, C, D] each."""
+    keys, values = rows.chunk(2, dim=2)
+    return keys.transpose(1, 2), values.transpose(1, 2)

@@ -1,7 +1,7 @@
 """The parts of a `DecoderStack`: norms, rotary embedding, attention, MLP, and the weights of a whole model.
 
 Shapes: T = tokens, H = hidden size, N = query heads, K = key/value heads, D = head size, I = MLP size, V = vocabulary,
-C = positions in the rotary table.
+C = positions in the rotary table, W = lanes of a wide layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from pdevis.models.rotation import BlockHadamard
 
 
 class RMSNorm:
-    """RMS norm over the last dimension. On CPU `F.rms_norm` runs as six kernels; this form needs four."""
+    """RMS norm over the last dimension. On CPU `F.rms_norm` runs as six kernels; this form needs four.
+
+    Args:
+        weight: [..., size].
+        eps: added to the mean square.
+    """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         size = weight.shape[-1]
@@ -25,12 +30,13 @@ class RMSNorm:
         self.eps = eps
         self.uses_vector_norm = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
         if self.uses_vector_norm:  # x / sqrt(mean x^2 + eps) = x sqrt(size) / sqrt(|x|^2 + eps size)
-            self.weight = weight * size**0.5
-            self.sqrt_eps = torch.tensor((eps * size) ** 0.5, dtype=weight.dtype)
+            self._scaled_weight = weight * size**0.5
+            self._sqrt_eps = torch.tensor((eps * size) ** 0.5, dtype=weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.uses_vector_norm:
-            return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.sqrt_eps)).mul_(self.weight)
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self._sqrt_eps)
+            return x.div(norm).mul_(self._scaled_weight)
         wide = x if x.dtype == torch.float64 else x.float()
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
@@ -38,11 +44,15 @@ class RMSNorm:
 class UnitRMSNorm:
     """x / sqrt(|x|^2 + eps size): an RMS norm whose weight and factor sqrt(size) are folded into the next matrix."""
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
-        self.sqrt_eps = torch.tensor((eps * size) ** 0.5, dtype=dtype)
+    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device | None = None) -> None:
+        self.size, self.eps = size, eps
+        self.sqrt_eps = torch.tensor(
+            (eps * size) ** 0.5, dtype=torch.promote_types(dtype, torch.float32), device=device
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.sqrt_eps)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.sqrt_eps.dtype).hypot(self.sqrt_eps)
+        return (x / norm).to(x.dtype)
 
 
 class RotaryEmbedding:
@@ -72,42 +82,51 @@ class RotaryEmbedding:
 
 
 def apply_rotary(qkv: Tensor, rope: Tensor) -> Tensor:
-    """Apply the rotary embedding to qkv [T, N + 2K, D], whose D holds the pairs of a rotation next to each other.
+    """Apply the rotary embedding to qkv [T, W, N + 2K, D], whose D holds the pairs of a rotation next to each other.
 
     Args:
         qkv: queries, keys and values. float32 and float64 are changed in place.
-        rope: factors [T, N + 2K, D / 2], complex; 1 for values.
+        rope: factors [T, 1, N + 2K, D / 2], complex; 1 for values.
     """
     if qkv.dtype in (torch.float32, torch.float64):
-        torch.view_as_complex(qkv.view(*rope.shape, 2)).mul_(rope)
+        torch.view_as_complex(qkv.view(*qkv.shape[:-1], -1, 2)).mul_(rope)
         return qkv
-    rotated = torch.view_as_complex(qkv.float().view(*rope.shape, 2)) * rope
+    rotated = torch.view_as_complex(qkv.float().view(*qkv.shape[:-1], -1, 2)) * rope
     return torch.view_as_real(rotated).view_as(qkv).to(qkv.dtype)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Weights of an attention sublayer."""
+    """Weights of an attention sublayer: of one layer, or of W consecutive layers with the same input."""
 
     norm: RMSNorm | UnitRMSNorm
-    qkv: Linear  # [T, H] -> [T, (N + 2K) D]
-    qk_norm: RMSNorm | None  # over D, weight [N + K, D]
-    output: Linear  # [T, N D] -> [T, H]
+    qkv: Linear  # [T, H] -> [T, W (N + 2K) D]
+    qk_norm: RMSNorm | None  # over D, weight [W, N + K, D]
+    output: Linear  # [T, W N D] -> [T, H]
+    layers: range  # whose cache entries it writes
 
 
 @dataclass(frozen=True)
 class MLP:
-    """Weights of an MLP sublayer: all rows of its matrices, or the rows that this device holds."""
+    """Weights of an MLP sublayer, of one layer or of W layers with the same input.
+
+    These are all rows of its matrices, or the rows that this device holds.
+    """
 
     norm: RMSNorm | UnitRMSNorm
-    gate_up: Linear  # [T, H] -> [T, 2I]
+    gate_up: Linear  # [T, H] -> [T, W 2I]
     hadamard: BlockHadamard | None  # rotates the inner state
-    down: Linear  # [T, I] -> [T, H]
+    down: Linear  # [T, W I] -> [T, H]
+    lanes: int = 1  # W
 
     def inner(self, h: Tensor) -> Tensor:
-        """Compute the input [T, I] of `down` from h [T, H], or the columns of it that this device holds."""
-        gate, up = self.gate_up(self.norm(h)).chunk(2, dim=-1)
-        state = F.silu(gate).mul_(up)
+        """Compute the input [T, W I] of `down` from h [T, H], or the columns of it that this device holds."""
+        return self.activate(self.gate_up(self.norm(h)))
+
+    def activate(self, gate_up: Tensor) -> Tensor:
+        """Compute the input [T, W I] of `down` from the output [T, W 2I] of `gate_up`."""
+        gate, up = gate_up.view(len(gate_up), self.lanes, 2, -1).unbind(2)
+        state = F.silu(gate).mul_(up).view(len(gate_up), -1)
         return state if self.hadamard is None else self.hadamard(state)
 
 

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ from torch import Tensor
 
 from pdevis.util.validation import check_one_of
 
-Linear = Callable[[Tensor], Tensor]  # those that use another library's kernels also have `out_features`
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -43,11 +43,26 @@ MIN_PACKED_ROWS = 6
 MAX_UNPADDED_BYTES = 3 << 20  # smaller weights stay in the processor's cache and round alike without padding
 
 
+class Linear(Protocol):
+    """A linear layer. Those that use another library's kernels also have `out_features`."""
+
+    bias: Tensor | None
+
+    def dense_weight(self) -> Tensor:
+        """Return the weight [N, K] as a plain tensor: the stored one, or a copy."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class DenseLinear:
     """The weight as loaded, in its own dtype."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
+
+    def dense_weight(self) -> Tensor:
+        return self.weight
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -64,6 +79,9 @@ class PackedLinear:
         self.product = torch.ops.mkldnn._linear_pointwise.default
         large = weight.nbytes > MAX_UNPADDED_BYTES
         self.min_rows = MIN_PACKED_ROWS if large and torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
+
+    def dense_weight(self) -> Tensor:
+        return self.packed.to_dense()
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = len(x)
@@ -144,6 +162,9 @@ class Int8Linear:
         """The weight as a quantised tensor, a copy."""
         return torch.ops.quantized.linear_unpack(self.packed)[0]
 
+    def dense_weight(self) -> Tensor:
+        return self.quantised.dequantize()
+
     def __call__(self, x: Tensor) -> Tensor:
         # [T, 1]; the scale of a row of zeros is 0, and so is the row's result. vector_norm takes four times as long.
         scale = x.abs().amax(-1, keepdim=True)
@@ -179,6 +200,11 @@ class Nf4Linear:
         self.weight, self.state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
         self.bias = bias
         self.out_features = len(weight)
+
+    def dense_weight(self) -> Tensor:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(self.weight, self.state)
 
     def __call__(self, x: Tensor) -> Tensor:
         from bitsandbytes import matmul_4bit

@@ -4,13 +4,13 @@ One sequence, one preallocated key/value cache per layer, no modules, no hooks. 
 sublayer's *update* of the residual stream, so that a drafting engine decides which updates are added to which state.
 
 Shapes: T = tokens of this call, S = tokens in the cache after it, H = hidden size, N = query heads, K = key/value
-heads, G = N / K, D = head size, I = MLP size, V = vocabulary, C = capacity of the cache.
+heads, G = N / K, D = head size, I = MLP size, V = vocabulary, C = capacity of the cache, W = lanes of a wide layer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pdevis.models.causal_lm import CHUNK
 from pdevis.models.kv_cache import KVCache
-from pdevis.models.layers import RotaryEmbedding, StackWeights, apply_rotary
+from pdevis.models.layers import Attention, RotaryEmbedding, StackWeights, apply_rotary
 
 # On CPU the attention of up to this many tokens runs token by token: GEMM results are not batch-invariant, and
 # verification has to give the bits of plain decoding. It costs a few per cent of a small model's time.
@@ -41,7 +41,7 @@ class Step:
 
     start: int
     end: int
-    rope: Tensor  # [T, N + 2K, D / 2] complex: rotary factors of q and k, 1 for v
+    rope: Tensor  # [T, 1, N + 2K, D / 2] complex: rotary factors of q and k, 1 for v
     mask: Tensor | None  # [G T, S], 0 or -inf; None: each token's attention is computed separately
 
 
@@ -50,7 +50,8 @@ class DecoderStack:
 
     def __init__(self, weights: StackWeights) -> None:
         self.weights = weights
-        self.layers = weights.layers
+        self.layers = list(weights.layers)
+        self.shares_weights = False  # True if another model has the same `StackWeights`
         self.device = weights.device
         self.vocab_size = weights.vocab_size
         self.context_length = weights.context_length
@@ -64,13 +65,16 @@ class DecoderStack:
             max_tokens=weights.context_length,
         )
         self.compiled_forward: CompiledForward | None = None  # set by `compile_stack`
+        self.prepared: dict[Any, Any] = {}  # static schedules with their wide layers (drafting/wide_layers.py)
         self._rotary = RotaryEmbedding(weights.frequencies, weights.rope_scale, weights.dtype)
         self._scale = weights.head_dim**-0.5
         self._rowwise_max_tokens = ROWWISE_ATTENTION_MAX_TOKENS if weights.device.type == "cpu" else 1
 
     def with_own_cache(self) -> DecoderStack:
         """Return another model with the same weights."""
-        return DecoderStack(self.weights)
+        other = DecoderStack(self.weights)
+        self.shares_weights = other.shares_weights = True
+        return other
 
     @property
     def length(self) -> int:
@@ -96,14 +100,18 @@ class DecoderStack:
         """Prepare a forward of `tokens` tokens after those in the cache; `commit` adds them to the cache."""
         start, end = self.cache.length, self.cache.length + tokens
         self.reserve(end)
-        w, table = self.weights, self._rotary.table
-        rope = table.new_ones(tokens, w.heads + 2 * w.kv_heads, w.head_dim // 2)
-        rope[:, : w.heads + w.kv_heads] = table[start:end, None]
-        mask = None
+        w, mask = self.weights, None
         if tokens > self._rowwise_max_tokens:
             rows = torch.full((tokens, end), -torch.inf, dtype=w.dtype, device=self.device).triu_(start + 1)
             mask = rows.repeat(w.heads // w.kv_heads, 1)
-        return Step(start, end, rope, mask)
+        return Step(start, end, self.rope_factors(slice(start, end)), mask)
+
+    def rope_factors(self, positions: slice | Tensor) -> Tensor:
+        """Return the rotary factors [T, 1, N + 2K, D / 2] of T positions, for which `reserve` has provided."""
+        w, rows = self.weights, self._rotary.table[positions]
+        factors = rows.new_ones(len(rows), 1, w.heads + 2 * w.kv_heads, w.head_dim // 2)
+        factors[:, :, : w.heads + w.kv_heads] = rows[:, None, None]
+        return factors
 
     def commit(self, step: Step) -> None:
         """Add the step's tokens to the cache, after every layer has written its entries."""
@@ -115,26 +123,31 @@ class DecoderStack:
 
     def attention(self, layer: int, h: Tensor, step: Step) -> Tensor:
         """Compute a layer's attention update [T, H] for h [T, H]; write the layer's cache entries of this step."""
-        w, attention = self.weights, self.layers[layer].attention
-        tokens, groups = len(h), w.heads // w.kv_heads
-        qkv = attention.qkv(attention.norm(h)).view(tokens, -1, w.head_dim)  # [T, N + 2K, D]
+        attention = self.layers[layer].attention
+        return attention.output(self.mix_heads(attention, h, step))
+
+    def mix_heads(self, attention: Attention, h: Tensor, step: Step) -> Tensor:
+        """Compute the heads' outputs [T, W N D] of an attention for h [T, H]; write its cache entries of this step."""
+        w, layers = self.weights, attention.layers
+        tokens, lanes, groups = len(h), len(layers), w.heads // w.kv_heads
+        qkv = attention.qkv(attention.norm(h)).view(tokens, lanes, -1, w.head_dim)  # [T, W, N + 2K, D]
         if attention.qk_norm is not None:
             qk_heads = w.heads + w.kv_heads
-            qkv[:, :qk_heads] = attention.qk_norm(qkv[:, :qk_heads])
+            qkv[:, :, :qk_heads] = attention.qk_norm(qkv[:, :, :qk_heads])
         qkv = apply_rotary(qkv, step.rope)
-        self.cache.write(layer, step.start, step.end, qkv[:, w.heads :])
+        self.cache.write(layers, step.start, step.end, qkv[:, :, w.heads :])
         # The query heads of one key head become rows of one product, so that keys and values are not copied.
-        queries = qkv[:, : w.heads].unflatten(1, (w.kv_heads, groups))  # [T, K, G, D]
+        queries = qkv[:, :, : w.heads].view(tokens, lanes, w.kv_heads, groups, -1)  # [T, W, K, G, D]
         if step.mask is None:
-            mixed = [self._attend(queries[i : i + 1], layer, step.start + i + 1) for i in range(tokens)]
-            return attention.output((mixed[0] if tokens == 1 else torch.cat(mixed)).reshape(tokens, -1))
-        queries = queries.permute(1, 2, 0, 3).flatten(1, 2)[None]
-        mixed = self._attend(queries, layer, step.end, step.mask)
-        return attention.output(mixed[0].unflatten(1, (groups, tokens)).permute(2, 0, 1, 3).reshape(tokens, -1))
+            mixed = [self._attend(queries[i], layers, step.start + i + 1) for i in range(tokens)]
+            return (mixed[0] if tokens == 1 else torch.stack(mixed)).reshape(tokens, -1)
+        queries = queries.permute(1, 2, 3, 0, 4).flatten(2, 3)  # [W, K, G T, D]
+        mixed = self._attend(queries, layers, step.end, step.mask).unflatten(2, (groups, tokens))
+        return mixed.permute(3, 0, 1, 2, 4).reshape(tokens, -1)
 
-    def _attend(self, queries: Tensor, layer: int, end: int, mask: Tensor | None = None) -> Tensor:
-        """Attend with queries [1, K, rows, D] to a layer's first `end` cache entries; same shape as the queries."""
-        keys, values = self.cache.read(layer, end)  # [1, K, S, D]
+    def _attend(self, queries: Tensor, layers: range, end: int, mask: Tensor | None = None) -> Tensor:
+        """Attend with queries [W, K, rows, D] to some layers' first `end` cache entries; same shape as the queries."""
+        keys, values = self.cache.read(layers, end)  # [W, K, S, D]
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self._scale)
 
     def mlp(self, layer: int, h: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pdevis.drafting.engine import argmax_logprob
+from pdevis.drafting.wide_layers import WideLayer
 from pdevis.models.causal_lm import CHUNK
 from pdevis.models.layers import ShardSpec
 from pdevis.models.stack import DecoderStack, Step
@@ -93,6 +94,36 @@ class DeviceLanes:
             return self.communicator.gather_columns(outer, inputs[0].shape[1])
         updates = [self.stack.mlp(i, h) for i, h in zip(layers, inputs, strict=True) if self.holds(i)]
         return self._gather_from_layers(updates, layers, inputs[0])
+
+    def run_prepared(self, layer: WideLayer, h: Tensor, step: Step) -> Tensor:
+        """Run a wide layer, whose heads and MLP rows are divided among the ranks: three exchanges, whatever W is.
+
+        Without split MLPs each rank runs the MLPs of its own layers, and there are two exchanges.
+        """
+        group = layer.group
+        if group.sublayers != "mlp":
+            updates = []
+            if layer.attention is not None:
+                updates = [layer.attention.output(self.stack.mix_heads(layer.attention, h, step))]
+            elif self.prefetches_mlps and layer.mlps:
+                layer.mlps[0].inner(h[:1])
+            h = h + self._sum_over_owners(updates, group.layers, h)
+        for batch, mlp in zip(group.mlp_batches, layer.mlps, strict=True):
+            if self.splits_mlps:
+                weights = self.stack.weights
+                inner = mlp.inner(h).unflatten(1, (len(batch), -1)).unbind(1)
+                whole = self.communicator.gather_columns(inner, weights.mlp_size, weights.mlp_block)
+                outer = mlp.down(torch.cat(whole, dim=1) if len(whole) > 1 else whole[0])
+                h = h + self.communicator.gather_columns([outer], h.shape[1])[0]
+            else:
+                h = h + self._sum_over_owners([] if mlp is None else [mlp.down(mlp.inner(h))], batch, h)
+        return h
+
+    def _sum_over_owners(self, updates: list[Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
+        """Sum the updates of all ranks that hold one of the layers; `updates` has this rank's, if it is one of them."""
+        owners = sorted({layer % self.communicator.size for layer in layers})
+        gathered = self.communicator.all_gather(updates, owners, like.shape, like)
+        return gathered[0] if len(gathered) == 1 else torch.stack(gathered).sum(0)
 
     def logits(self, h: Tensor) -> Tensor:
         shard = self.stack.logits(h)

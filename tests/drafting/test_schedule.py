@@ -3,7 +3,14 @@
 import pytest
 
 from pdevis.config import DraftConfig
-from pdevis.drafting.schedule import Group, exact_schedule, free_layers, plan_schedule
+from pdevis.drafting.schedule import (
+    Group,
+    exact_schedule,
+    free_layers,
+    parse_schedule,
+    plan_schedule,
+    widest_schedule,
+)
 
 
 def table(layers: int, low: dict[tuple[int, int], float], default: float = 1.0) -> list[list[float]]:
@@ -65,3 +72,49 @@ def test_window_of_one_is_exact():
     assert plan_schedule(table(8, {}), DraftConfig(mode="parallel", window=1)) == plan_schedule(
         table(8, {}), DraftConfig(mode="exact")
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "depth", "dropped"),
+    [
+        ("0-7", 16, ()),
+        ("0-1,2+3,4+5+6,7", 10, ()),
+        ("0-1,2+3+4+5/2,7", 9, (6,)),
+        ("0-1,2+3+4/1,5a,6m,7", 12, ()),
+        ("0,3,7", 6, (1, 2, 4, 5, 6)),
+    ],
+)
+def test_a_schedule_is_read_from_its_text(text, depth, dropped):
+    schedule = parse_schedule(text, 8)
+    assert (schedule.depth, schedule.dropped, schedule.layers) == (depth, dropped, 8)
+    assert schedule.skipped == 8 - depth / 2
+    assert str(schedule) == text
+    assert parse_schedule(str(schedule), 8) == schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be of the form"),
+        ("0,b", "'b' must be of the form"),
+        ("0,1+3", "must be consecutive"),
+        ("1,0", "ascending order"),
+        ("0-3,3", "ascending order"),
+        ("0-8", "has layers 0 to 7 only"),
+        ("7+8+9+10", "has layers 0 to 7 only"),
+    ],
+)
+def test_a_wrong_schedule_is_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_schedule(text, 8)
+    assert str(error.value).startswith(f"schedule = {text!r}: ")
+
+
+def test_the_widest_prepared_schedule_that_the_threshold_allows_is_used():
+    wide, narrow = parse_schedule("0,1+2+3,4-7", 8), parse_schedule("0-1,2+3,4-7", 8)
+    similarities = [[1 - 0.1 * abs(i - j) for j in range(9)] for i in range(9)]  # cos(h_1, h_3) = 0.8
+    for threshold, expected in ((0.75, wide), (0.85, narrow), (0.95, exact_schedule(8))):
+        assert widest_schedule([wide, narrow], similarities, threshold) == expected
+    dropping = parse_schedule("0-1,3m,4-7", 8)
+    assert widest_schedule([dropping], similarities, 0.85) == dropping
+    assert widest_schedule([dropping], similarities, 0.9) == exact_schedule(8)

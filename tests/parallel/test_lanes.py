@@ -139,8 +139,7 @@ def test_each_rank_holds_its_shard_only(specs):
         torch.testing.assert_close(heads, whole.logits(h))
         for part in parts:
             part.reserve(10)
-            has_cache = [len(rows) > 0 for rows in part.cache.storage]
-            assert has_cache == [layer.attention is not None for layer in part.layers]
+            assert len(part.cache.storage) == sum(layer.attention is not None for layer in part.layers)
 
 
 def test_mlps_are_split_by_rows_if_exchanges_are_fast(specs):
@@ -169,7 +168,11 @@ def test_auto_is_parallel_on_several_devices_only():
     assert auto(devices=2, splits_mlps=True) == DraftConfig("parallel", mlp_window=1)
     chosen = DraftConfig(mlp_window=2, threshold=0.5)
     assert auto(chosen, devices=2, splits_mlps=True) == replace(chosen, mode="parallel")
-    assert auto(tuned_mode="skip") == DraftConfig("skip")
+    static = DraftConfig("parallel", check="static", schedule="0-1,2+3")
+    assert auto(tuned=DraftConfig("skip", threshold=0.97)) == DraftConfig("skip", threshold=0.97)
+    assert auto(tuned=static) == static
+    assert auto(DraftConfig(threshold=0.5), tuned=DraftConfig("skip")) == DraftConfig("skip", threshold=0.5)
+    assert auto(DraftConfig(threshold=0.5), tuned=static) == DraftConfig("exact", threshold=0.5)
     assert auto() == DraftConfig("exact")
     for mode in ("exact", "parallel"):
         assert auto(DraftConfig(mode), devices=2, splits_mlps=True) == DraftConfig(mode)

@@ -204,6 +204,7 @@ class WeightReader:
             qkv=qkv,
             qk_norm=self.qk_norm(prefix),
             output=RotatedInputLinear(hadamard, output) if hadamard else output,
+            layers=range(number, number + 1),
         )
 
     def mlp(self, number: int) -> MLP:
@@ -231,14 +232,14 @@ class WeightReader:
         return RMSNorm(weight, eps)
 
     def qk_norm(self, prefix: str) -> RMSNorm | None:
-        """Return the norm over each head of q and k, weight [N + K, D], if the family has one."""
+        """Return the norm over each head of q and k, weight [1, N + K, D], if the family has one."""
         if self.family.qk_norm is None:
             return None
         q, k = (
             self._read(f"{prefix}.{name}.weight").unflatten(0, (2, -1)).t().flatten()  # rotary pairs
             for name in self.family.qk_norm
         )
-        weight = torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
+        weight = torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])[None]
         return RMSNorm(weight, self.config.rms_norm_eps)
 
     def norm_fused_linear(

@@ -1,0 +1,145 @@
+"""The run of `python -m pdevis.calibrate`: choose a schedule whose corrections are fitted along, and write both."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import torch
+
+from pdevis.calibrate.calibration_text import CalibrationText
+from pdevis.calibrate.choose_schedule import ChosenSchedule, choose_schedule, measure_parts
+from pdevis.calibrate.fit_corrections import FitSettings, fit_corrections
+from pdevis.calibrate.schedule_source import PART_POSITIONS, SCHEDULE_POSITIONS, check_windows, read_text_for
+from pdevis.calibrate.teacher_forcing import ExactStates, OutputChange
+from pdevis.config import DraftConfig
+from pdevis.drafting.corrections import Corrections, save_corrections
+from pdevis.drafting.schedule import Schedule
+from pdevis.drafting.wide_layers import PreparedLayer, make_layer
+from pdevis.loading.pair_builder import drafts_for_itself
+from pdevis.models.stack import DecoderStack
+from pdevis.pair import load_pair
+from pdevis.util.console import make_console, make_table
+from pdevis.util.files import FileLock, prepare_output_file
+from pdevis.util.labels import format_models
+from pdevis.util.provenance import now, versions
+
+
+def run_calibrate(args: argparse.Namespace) -> int:
+    """Choose, fit and write with the flags of `python -m pdevis.calibrate`; returns the exit code.
+
+    Raises:
+        ValueError, OSError: a user's mistake or a failing disk, in one line. KeyboardInterrupt: no file was written.
+    """
+    prepare_output_file(args.output)
+    with FileLock(args.output):
+        if args.output.exists() and not args.overwrite:
+            raise ValueError(f"--output {args.output}: already exists: --overwrite replaces it")
+        try:
+            return _calibrate_into(args)
+        except KeyboardInterrupt:
+            print(f"stopped: {args.output} has not been written", file=sys.stderr)
+            raise
+
+
+def _calibrate_into(args: argparse.Namespace) -> int:
+    start = time.perf_counter()
+
+    def log(text: str) -> None:
+        print(f"[{time.perf_counter() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    draft = _draft_settings(args)
+    names = ("device", "target_device", "draft_device", "target_precision", "draft_precision", "draft_vocab")
+    options = {name: getattr(args, name) for name in names}
+    pair = load_pair(args.target_model, args.drafter_model, **options, draft=DraftConfig(mode="exact"), on_progress=log)
+    if not isinstance(pair.drafter, DecoderStack):
+        pair.close()
+        raise ValueError(
+            f"--drafter_model {args.drafter_model}: must be a drafter whose layers pdevis runs itself, on one device"
+        )
+    check_windows(draft, len(pair.drafter.layers))
+    text = read_text_for(pair.drafter, pair.tokenizer, args.calibration_text)
+    run = CalibrationRun(pair.drafter, text, FitSettings(args.ridge, rank=args.rank), log)
+    chosen = run.choose(draft, drafts_for_itself=drafts_for_itself(pair.labels))
+    corrections = run.fit(chosen.schedule)
+    save_corrections(args.output, corrections)
+    console = make_console()
+    for label in format_models(pair.labels):
+        console.print(label, markup=False)
+    console.print(_result_table(chosen, run.change_without_corrections(chosen.schedule)))
+    console.print(f"schedule: {chosen.schedule}", markup=False)
+    size = args.output.stat().st_size / 2**20
+    log(f"written: {args.output} ({size:.1f} MiB); use it with --check static --corrections {args.output}")
+    return 0
+
+
+def _draft_settings(args: argparse.Namespace) -> DraftConfig:
+    given = {field.name: getattr(args, field.name) for field in fields(DraftConfig) if hasattr(args, field.name)}
+    return DraftConfig(**given | {"mode": args.draft_mode, "check": "static"})
+
+
+class CalibrationRun:
+    """One drafter and text: chooses a schedule, and fits its corrections."""
+
+    def __init__(
+        self, stack: DecoderStack, text: CalibrationText, settings: FitSettings, log: Callable[[str], None]
+    ) -> None:
+        self.stack, self.text, self.settings, self.log = stack, text, settings, log
+        log(f"reading {text.tokens} tokens of {text.name}")
+        with torch.inference_mode():
+            self.fitted = ExactStates(stack, text.fitted, None)
+            self.held_out = ExactStates(stack, text.held_out, SCHEDULE_POSITIONS)
+        tokens = len(self.fitted.hidden[0])
+        self.provenance = {
+            "text": text.name,
+            "text_digest": text.digest,
+            "tokens": str(tokens),
+            "ridge": f"{settings.ridge:g}",
+            "rank": str(settings.rank),
+            "made": now(),
+            "versions": str(versions()),
+        }
+
+    def choose(self, draft: DraftConfig, *, drafts_for_itself: bool) -> ChosenSchedule:
+        """Return the fastest schedule that is predicted to keep `draft.retention` with corrections."""
+        states = ExactStates(self.stack, self.text.held_out, PART_POSITIONS)
+        parts = measure_parts(self.stack, states, draft, self.text.held_out[0], self.log)
+        return choose_schedule(
+            self.stack,
+            self.held_out,
+            parts,
+            draft.retention,
+            self.log,
+            drafts_for_itself=drafts_for_itself,
+            prepare=self._corrected_layers,
+        )
+
+    def fit(self, schedule: Schedule) -> Corrections:
+        """Fit the corrections of a schedule."""
+        return fit_corrections(self.stack, self.fitted, schedule, self.settings, provenance=self.provenance)
+
+    def _corrected_layers(self, schedule: Schedule) -> Sequence[PreparedLayer]:
+        self.log(f"fitting corrections for {schedule.depth / 2:g} serial layers")
+        corrections = self.fit(schedule)
+        return [make_layer(self.stack, group, corrections) for group in schedule.groups]
+
+    @torch.inference_mode()
+    def change_without_corrections(self, schedule: Schedule) -> OutputChange:
+        """Measure a schedule without corrections."""
+        layers = [make_layer(self.stack, group) for group in schedule.groups]
+        return self.held_out.output_change(self.held_out.run(layers, self.held_out.hidden[0]))
+
+
+def _result_table(chosen: ChosenSchedule, plain: OutputChange) -> object:
+    rows = [
+        (name, f"{change.kl:.3f}", f"{change.changed:.3f}", f"{change.retention:.3f}", f"{change.self_retention:.3f}")
+        for name, change in (("corrected", chosen.change), ("without corrections", plain))
+    ]
+    layers = f"{chosen.schedule.layers} → {chosen.schedule.depth / 2:g} serial layers"
+    table = make_table(("", "KL, nats", "changed", "retention", "for itself"), rows)
+    table.title = f"{layers}, {chosen.seconds / chosen.exact_seconds:.2f} of their time, on text not fitted"
+    table.title_justify = "left"
+    return table
