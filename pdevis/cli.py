@@ -150,8 +150,6 @@ def add_model_flags(
     for model in ("target", "draft"):
         group.add_argument(f"--{model}_precision", metavar="FORMAT", default="auto", help=text)
     _add_acceleration_flags(group)
-    text = "of a static schedule, which is used: a file of python -m pdevis.calibrate"
-    group.add_argument("--corrections", metavar="FILE", help=text)
     text = "plain text on which static schedules are chosen (default: a text of the package)"
     group.add_argument("--calibration_text", metavar="FILE", help=text)
     group.add_argument("--trace", metavar="FILE", help="record every round in a file for python -m pdevis.simulate")
@@ -198,6 +196,7 @@ def add_draft_flags(parser: Parser, without: Container[str] = ()) -> None:
     add("schedule", str, "GROUPS", text)
     text = f"acceptance that a static schedule is predicted to keep (default: {base.retention})"
     add("retention", float, "X", text)
+    add("corrections", str, "FILE", "a static schedule with its corrections: a file of python -m pdevis.calibrate")
     add_switch("stagger", "static: each MLP of a group reads the attentions up to its own layer (default: no)")
     add_switch("calibrate", "recompute the confirmed tokens exactly once per round (default: yes)")
 
@@ -244,7 +243,7 @@ def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_pair` that the flags ask for."""
     names = ("device", "target_device", "draft_device", "target_precision", "draft_precision")
     # these only if they are given: the load_pair of a --code_path file may not have them
-    optional = ("draft_vocab", "compile", "overlap", "trace", "profile", "corrections", "calibration_text")
+    optional = ("draft_vocab", "compile", "overlap", "trace", "profile", "calibration_text")
     return {
         "target": args.target_model,
         "drafter": args.drafter_model,

@@ -39,6 +39,7 @@ class DraftConfig:
         retention: of a schedule that is chosen from calibration text: the part of its exact acceptance rate that the
             drafter is predicted to keep at least.
         stagger: static: each MLP of a group reads the attention updates up to its own layer's, instead of all.
+        corrections: file of `python -m pdevis.calibrate`: a static schedule, which is used, with its corrections.
     """
 
     mode: Literal["auto", "exact", "skip", "parallel"] = "auto"
@@ -53,6 +54,7 @@ class DraftConfig:
     schedule: str | None = None
     retention: float = 0.95
     stagger: bool = False
+    corrections: str | None = None
 
     def __post_init__(self) -> None:
         check_one_of("mode", self.mode, MODES)
@@ -71,6 +73,17 @@ class DraftConfig:
             raise ValueError(f"schedule = {self.schedule!r}: must be groups such as 0-1,2+3,4, or {AUTO}")
         if self.schedule is not None and self.check == "inline":
             raise ValueError(f"schedule = {self.schedule!r}: needs check = 'static' or 'planned', not 'inline'")
+        self._check_corrections()
+
+    def _check_corrections(self) -> None:
+        if self.corrections is None:
+            return
+        if not isinstance(self.corrections, str) or not self.corrections:
+            raise ValueError(f"corrections = {self.corrections!r}: must be the name of a file")
+        if self.check == "inline":
+            raise ValueError(f"corrections = {self.corrections!r}: needs check = 'static' or 'planned', not 'inline'")
+        if self.stagger:
+            raise ValueError(f"corrections = {self.corrections!r}: are for wide layers, so stagger must be False")
         if self.check == "planned" and not self.calibrate and self.mode in SUBLAYER_MODES:
             raise ValueError(
                 "check = 'planned' with calibrate = False: must be 'inline', as calibration makes the schedules"
@@ -79,7 +92,8 @@ class DraftConfig:
     @property
     def asks_for_schedules(self) -> bool:
         """True if schedules are fixed when the pair is loaded, unless the mode is or becomes "exact"."""
-        return self.mode != "exact" and (self.check == "static" or self.schedule is not None)
+        given = self.schedule is not None or self.corrections is not None
+        return self.mode != "exact" and (self.check == "static" or given)
 
     @property
     def uses_prepared_schedules(self) -> bool:

@@ -22,12 +22,13 @@ from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
 from pdevis.decoding.verifier import Verifier
 from pdevis.devices import use_all_cores
-from pdevis.drafting.corrections import NO_CORRECTIONS, load_corrections
+from pdevis.drafting.corrections import load_corrections
 from pdevis.drafting.drafter import Drafter
 from pdevis.drafting.rule import resolve_rule
+from pdevis.drafting.schedule import parse_schedule
 from pdevis.generation import DecodeStats, Generation, TokenEvent
-from pdevis.loading.model_builder import build_model, model_fingerprint
-from pdevis.loading.pair_builder import BuiltPair, PairSpec, build_pair, compile_pair, drafts_for_itself
+from pdevis.loading.model_builder import build_model
+from pdevis.loading.pair_builder import BuiltPair, PairSpec, build_pair, compile_pair
 from pdevis.loading.weights.families import unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.stack import DecoderStack
@@ -56,7 +57,7 @@ class SpeculativePair:
         profile: the mode that "auto" becomes, and the costs that γ = auto begins with.
         tracer: records every round of speculative decoding.
         schedules: makes the source of static schedules when one is needed; None: they must be given.
-        corrections: file with the corrections of a static schedule.
+        on_progress: called with lines of text while a schedule is chosen.
 
     Raises:
         ValueError: if the drafter cannot run in the mode asked for.
@@ -73,7 +74,7 @@ class SpeculativePair:
         profile: Profile | None = None,
         tracer: Tracer | None = None,
         schedules: Callable[[], ScheduleSource] | None = None,
-        corrections: str | PathLike[str] | None = None,
+        on_progress: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.target = target
         self.workers = drafter if isinstance(drafter, DrafterBackend) else None
@@ -85,7 +86,7 @@ class SpeculativePair:
         self.tracer = tracer
         self._make_schedules = schedules
         self._schedules: ScheduleSource | None = None
-        self._corrections = load_corrections(corrections) if corrections else NO_CORRECTIONS
+        self.on_progress = on_progress
         self._running: GenerationStream | None = None
         self._has_warned = False
         self._autos: dict[DraftConfig, AutoGamma] = {}
@@ -108,43 +109,44 @@ class SpeculativePair:
     def configure(self, draft: DraftConfig) -> None:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
         self._stop_running()
-        profile, workers = self.profile, self.workers
-        has_sublayers = workers.has_sublayer_access if workers else isinstance(self.drafter, DecoderStack)
-        resolved = resolve_rule(
-            self._with_schedules(draft, has_sublayers),
-            has_sublayers,
-            tuned=profile.draft if profile else None,
-            devices=workers.devices if workers else 1,
-            splits_mlps=workers.splits_mlps if workers else False,
-        )
+        resolved, profile, workers = self.resolve(draft), self.profile, self.workers
         traced = self.tracer is not None
-        corrections = self._corrections if resolved.uses_prepared_schedules else NO_CORRECTIONS
         if workers:
-            file = self.corrections_file if corrections is not NO_CORRECTIONS else None
-            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(
-                self.drafter, resolved, traced=traced, corrections=file
-            )
+            self._drafting: Drafter | RemoteDrafter = RemoteDrafter(self.drafter, resolved, traced=traced)
         else:
-            self._drafting = Drafter(
-                self.drafter, resolved, self.target.vocab_size, traced=traced, corrections=corrections
-            )
+            self._drafting = Drafter(self.drafter, resolved, self.target.vocab_size, traced=traced)
         # The learnt costs of these settings are kept while others are tried.
         known = profile.costs_for(resolved, self.labels) if profile else None
         self._auto = self._autos.setdefault(resolved, AutoGamma(known))
         self._draft = draft
 
+    def resolve(self, draft: DraftConfig) -> DraftConfig:
+        """Return the settings with mode and static schedules resolved. Raises ValueError like the constructor."""
+        workers = self.workers
+        has_sublayers = workers.has_sublayer_access if workers else isinstance(self.drafter, DecoderStack)
+        return resolve_rule(
+            self._with_schedules(draft, has_sublayers),
+            has_sublayers,
+            tuned=self.profile.draft if self.profile else None,
+            devices=workers.devices if workers else 1,
+            splits_mlps=workers.splits_mlps if workers else False,
+        )
+
     def _with_schedules(self, draft: DraftConfig, has_sublayers: bool) -> DraftConfig:
         """Return the settings with the static schedules that they ask for: given, of the corrections, or chosen."""
         if not draft.asks_for_schedules or not has_sublayers:
             return draft
-        if self._corrections is not NO_CORRECTIONS:
-            self._corrections.check_settings(draft)
-            draft = replace(draft, schedule=self._corrections.schedule)
+        if draft.corrections:
+            schedule = load_corrections(draft.corrections).schedule
+            if draft.schedule not in (None, AUTO, schedule):
+                raise ValueError(f"schedule = {draft.schedule!r}: must be {schedule!r}, as in {draft.corrections}")
+            draft = replace(draft, schedule=schedule)
         if self._make_schedules is None:
             if draft.schedule in (None, AUTO):
                 raise ValueError("check = 'static': needs a schedule, or a pair made by load_pair, which chooses one")
             return draft if draft.mode != AUTO else replace(draft, mode="parallel")
         self._schedules = self._schedules or self._make_schedules()
+        self._schedules.on_progress = self.on_progress
         return self._schedules.resolve(draft)
 
     def describe(self) -> dict[str, Any]:
@@ -154,8 +156,24 @@ class SpeculativePair:
         lanes = {"attention_window": draft.attention_lanes, "mlp_window": draft.mlp_lanes}
         ends = {name: getattr(draft, name) for name in ("keep_first", "keep_last", "calibrate")}
         if draft.uses_prepared_schedules:
-            ends |= {name: getattr(draft, name) for name in ("schedule", "retention", "stagger")}
+            ends |= {name: getattr(draft, name) for name in ("schedule", "retention", "stagger", "corrections")}
+            ends["serial_layers"] = self.serial_layers()
         return self.labels | rule | lanes | ends | (self.profile.describe(self.labels) if self.profile else {})
+
+    @property
+    def added_bytes(self) -> int:
+        """Memory of the wide layers that the exact drafter would not need; 0 for a drafter in other processes."""
+        engine = getattr(self._drafting, "engine", None)
+        return sum(prepared.added_bytes for prepared in getattr(engine, "prepared", ()))
+
+    def serial_layers(self) -> str | None:
+        """Return what static schedules do to the number of serial layers, as in "24 → 14"; None without."""
+        draft = self._drafting.config
+        if not draft.uses_prepared_schedules:
+            return None
+        layers = self.workers.load_spec.config.num_hidden_layers if self.workers else len(self.drafter.layers)
+        depths = [parse_schedule(text, layers).depth / 2 for text in draft.schedule.split(";")]
+        return f"{layers} → {' or '.join(f'{depth:g}' for depth in sorted(depths))}"
 
     def reset(self) -> None:
         """Clear both KV caches."""
@@ -277,7 +295,6 @@ def load_pair(
     compile: bool = False,
     overlap: bool = False,
     trace: str | PathLike[str] | None = None,
-    corrections: str | PathLike[str] | None = None,
     calibration_text: str | PathLike[str] | None = None,
 ) -> SpeculativePair:
     """Load a target and a drafter.
@@ -295,7 +312,6 @@ def load_pair(
         compile: run whole forwards through torch.compile, in static shapes; the first of each shape takes a while.
         overlap: start the drafter in a separate process, so that `DecodeConfig(overlap=True)` can draft ahead.
         trace: a new file for the rounds of all generations and the drafter's layer similarities (pdevis.simulate).
-        corrections: file of `python -m pdevis.calibrate`, with the corrections of a static schedule, which is used.
         calibration_text: file of plain text on which static schedules are chosen; None: a text of the package.
 
     Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold part of its layers each, in worker processes.
@@ -316,7 +332,7 @@ def load_pair(
     return _load(
         PairSpec(target=target, drafter=drafter, mode=mode, overlap=overlap, **devices, **formats),
         draft,
-        _LoadOptions(profile, compile, trace, corrections, calibration_text, on_progress or (lambda line: None)),
+        _LoadOptions(profile, compile, trace, calibration_text, on_progress or (lambda line: None)),
     )
 
 
@@ -327,15 +343,14 @@ class _LoadOptions:
     profile: Profile | None
     compile: bool
     trace: str | PathLike[str] | None
-    corrections: str | PathLike[str] | None
     calibration_text: str | PathLike[str] | None
     on_progress: Callable[[str], None]
 
 
 def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> SpeculativePair:
     trace, on_progress = options.trace, options.on_progress
-    if options.corrections:
-        load_corrections(options.corrections)  # a mistake is found before the models are loaded
+    if draft and draft.corrections:
+        load_corrections(draft.corrections)  # a mistake is found before the models are loaded
     tracer = Tracer(trace) if trace else None
     built = build_pair(spec, on_progress)
     if tracer:
@@ -351,7 +366,7 @@ def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> S
     if tracer:
         tracer.writer.create()
     drafter = start_drafter(built, options.compile, on_progress)
-    return SpeculativePair(
+    pair = SpeculativePair(
         built.target,
         drafter,
         tokenizer=built.tokenizer,
@@ -361,35 +376,23 @@ def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> S
         profile=options.profile,
         tracer=tracer,
         schedules=_schedule_source(built, drafter, options),
-        corrections=options.corrections,
+        on_progress=on_progress,
     )
+    if pair.added_bytes:
+        on_progress(f"note: the static schedule adds {pair.added_bytes / 1e9:.2f} GB of weights")
+    return pair
 
 
 def _schedule_source(
     built: BuiltPair, drafter: CausalLM | DrafterBackend, options: _LoadOptions
 ) -> Callable[[], ScheduleSource] | None:
     """Return what makes the source of static schedules; None for a drafter without access to its sublayers."""
-    spec = built.draft_spec
-    if unsupported_reason(spec.config):
+    if unsupported_reason(built.draft_spec.config):
         return None
 
-    def load_drafter() -> DecoderStack:
-        # A drafter in other processes is loaded here once more, for as long as its schedule is being chosen.
-        return build_model(spec) if isinstance(drafter, DrafterBackend) else drafter
-
     def make() -> ScheduleSource:
-        from pdevis.calibrate.schedule_source import ScheduleSource  # most runs need none of its modules
+        from pdevis.calibrate.schedule_source import source_of_pair  # most runs need none of its modules
 
-        return ScheduleSource(
-            load_drafter,
-            model=model_fingerprint(spec),
-            layers=spec.config.num_hidden_layers,
-            precision=spec.precision,
-            device=spec.device,
-            tokenizer=built.tokenizer,
-            drafts_for_itself=drafts_for_itself(built.labels),
-            calibration_text=options.calibration_text,
-            on_progress=options.on_progress,
-        )
+        return source_of_pair(built, drafter, options.calibration_text, options.on_progress)
 
     return make

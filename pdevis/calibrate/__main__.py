@@ -27,7 +27,14 @@ from pdevis.util.argtypes import bounded_float, positive_int
 
 DEFAULT_OUTPUT = Path("pdevis-corrections.safetensors")
 DEFAULT_RANK, DEFAULT_RIDGE = 128, 0.3  # docs/lab-notebook.md has the experiment
-UNUSED = ("check", "schedule", "stagger", "threshold", "calibrate")  # drafting settings that the choice ignores
+UNUSED = (
+    "check",
+    "schedule",
+    "stagger",
+    "threshold",
+    "calibrate",
+    "corrections",
+)  # drafting settings that the choice ignores
 
 
 def build_parser() -> Parser:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import torch
+from rich.table import Table
 
 from pdevis.calibrate.calibration_text import CalibrationText
 from pdevis.calibrate.choose_schedule import ChosenSchedule, choose_schedule, measure_parts
@@ -16,7 +17,7 @@ from pdevis.calibrate.fit_corrections import FitSettings, fit_corrections
 from pdevis.calibrate.schedule_source import PART_POSITIONS, SCHEDULE_POSITIONS, check_windows, read_text_for
 from pdevis.calibrate.teacher_forcing import ExactStates, OutputChange
 from pdevis.config import DraftConfig
-from pdevis.drafting.corrections import Corrections, save_corrections
+from pdevis.drafting.corrections import NO_CORRECTIONS, Corrections, save_corrections
 from pdevis.drafting.schedule import Schedule
 from pdevis.drafting.wide_layers import PreparedLayer, make_layer
 from pdevis.loading.pair_builder import drafts_for_itself
@@ -26,6 +27,8 @@ from pdevis.util.console import make_console, make_table
 from pdevis.util.files import FileLock, prepare_output_file
 from pdevis.util.labels import format_models
 from pdevis.util.provenance import now, versions
+
+SEARCH_POSITIONS = 1024  # of the text that corrections are fitted on while schedules are compared; then on all
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
@@ -69,7 +72,7 @@ def _calibrate_into(args: argparse.Namespace) -> int:
     console = make_console()
     for label in format_models(pair.labels):
         console.print(label, markup=False)
-    console.print(_result_table(chosen, run.change_without_corrections(chosen.schedule)))
+    console.print(_result_table(chosen, run.change(chosen.schedule, corrections), run.change(chosen.schedule)))
     console.print(f"schedule: {chosen.schedule}", markup=False)
     size = args.output.stat().st_size / 2**20
     log(f"written: {args.output} ({size:.1f} MiB); use it with --check static --corrections {args.output}")
@@ -91,6 +94,7 @@ class CalibrationRun:
         log(f"reading {text.tokens} tokens of {text.name}")
         with torch.inference_mode():
             self.fitted = ExactStates(stack, text.fitted, None)
+            self.searched = ExactStates(stack, text.fitted, SEARCH_POSITIONS)
             self.held_out = ExactStates(stack, text.held_out, SCHEDULE_POSITIONS)
         tokens = len(self.fitted.hidden[0])
         self.provenance = {
@@ -119,24 +123,26 @@ class CalibrationRun:
 
     def fit(self, schedule: Schedule) -> Corrections:
         """Fit the corrections of a schedule."""
-        return fit_corrections(self.stack, self.fitted, schedule, self.settings, provenance=self.provenance)
+        return fit_corrections(
+            self.stack, self.fitted, schedule, self.settings, provenance=self.provenance, on_progress=self.log
+        )
 
     def _corrected_layers(self, schedule: Schedule) -> Sequence[PreparedLayer]:
         self.log(f"fitting corrections for {schedule.depth / 2:g} serial layers")
-        corrections = self.fit(schedule)
+        corrections = fit_corrections(self.stack, self.searched, schedule, self.settings)
         return [make_layer(self.stack, group, corrections) for group in schedule.groups]
 
     @torch.inference_mode()
-    def change_without_corrections(self, schedule: Schedule) -> OutputChange:
-        """Measure a schedule without corrections."""
-        layers = [make_layer(self.stack, group) for group in schedule.groups]
+    def change(self, schedule: Schedule, corrections: Corrections = NO_CORRECTIONS) -> OutputChange:
+        """Measure the change of the output on text that was not fitted."""
+        layers = [make_layer(self.stack, group, corrections) for group in schedule.groups]
         return self.held_out.output_change(self.held_out.run(layers, self.held_out.hidden[0]))
 
 
-def _result_table(chosen: ChosenSchedule, plain: OutputChange) -> object:
+def _result_table(chosen: ChosenSchedule, corrected: OutputChange, plain: OutputChange) -> Table:
     rows = [
         (name, f"{change.kl:.3f}", f"{change.changed:.3f}", f"{change.retention:.3f}", f"{change.self_retention:.3f}")
-        for name, change in (("corrected", chosen.change), ("without corrections", plain))
+        for name, change in (("corrected", corrected), ("without corrections", plain))
     ]
     layers = f"{chosen.schedule.layers} → {chosen.schedule.depth / 2:g} serial layers"
     table = make_table(("", "KL, nats", "changed", "retention", "for itself"), rows)

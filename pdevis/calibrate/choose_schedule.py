@@ -201,13 +201,12 @@ def choose_schedule(
         if schedule not in tried:
             tried[schedule] = states.output_change(states.run(prepare(schedule), states.hidden[0]))
         change = tried[schedule]
-        on_progress(
-            f"a schedule of {schedule.depth / 2:g} serial layers keeps {change.retention:.3f} of the acceptance"
-        )
-        if change.retention >= retention:
+        predicted = change.self_retention if drafts_for_itself else change.retention
+        on_progress(f"{schedule.depth / 2:g} serial layers: {predicted:.3f} of the acceptance rate predicted")
+        if predicted >= retention:
             low = middle
             if seconds < best.seconds:
-                best = ChosenSchedule(schedule, seconds, exact_seconds, change)
+                best = ChosenSchedule(schedule, seconds, exact_seconds, change, predicted)
         else:
             high = middle
     return best

@@ -86,19 +86,20 @@ class _Fit:
         """
         hidden, layers = self.states.hidden, group.layers
         if len(layers) > 1:
+            readers = self.regression(_normed(h), self.settings.ridge)
             for layer in layers[1:]:
-                self.fit_reader(f"attention.{layer}", h, hidden[layer])
-        wide = self.make(group)
+                self.maps[f"attention.{layer}"] = readers.fit(_normed(hidden[layer]))
         before_mlps = h
-        if wide.attention is not None:
-            before_mlps = self.states.run([WideLayer(group, wide.attention, ())], h)
+        if group.sublayers != "mlp":
+            before_mlps = self.states.run([self.make(Group(layers, sublayers="attention"))], h)
         if len(layers) > 1:
             self.fit_mlp_readers(group, before_mlps)
-            wide = self.make(group)
+        wide = self.make(group)
         result = self.states.run([WideLayer(group, None, wide.mlps)], before_mlps)
         if end > layers[-1] + 1 and len(wide.mlps) == 1:
             # one map for the MLPs of all lanes, whose updates are summed
-            written = self.fit(result - before_mlps, hidden[end] - before_mlps, self.settings.write_ridge)
+            writers = self.regression(result - before_mlps, self.settings.write_ridge)
+            written = writers.fit(hidden[end] - before_mlps)
             self.maps |= {f"write.{layer}": written for layer in layers}
             result = self.states.run([WideLayer(group, None, self.make(group).mlps)], before_mlps)
         return result
@@ -106,32 +107,50 @@ class _Fit:
     def fit_mlp_readers(self, group: Group, state: Tensor) -> None:
         """Fit what the MLPs of a group read: batch by batch, for `state` [P, H] before the first one."""
         exact_layers, hidden = self.stack.layers, self.states.hidden
-        for batch in group.mlp_batches:
+        batches = group.mlp_batches
+        for batch in batches:
+            readers = self.regression(_normed(state), self.settings.ridge)
             for layer in batch:
                 attention = WideLayer(Group((layer,)), exact_layers[layer].attention, ())
-                self.fit_reader(f"mlp.{layer}", state, self.states.run([attention], hidden[layer]))
-            made = self.make(Group(batch, len(batch), "mlp"))
-            state = self.states.run([WideLayer(group, None, made.mlps)], state)
+                self.maps[f"mlp.{layer}"] = readers.fit(_normed(self.states.run([attention], hidden[layer])))
+            if batch is not batches[-1]:
+                state = self.states.run([self.make(Group(batch, len(batch), "mlp"))], state)
 
     def make(self, group: Group) -> WideLayer:
         return make_layer(self.stack, group, Corrections("", "", self.maps))
 
-    def fit_reader(self, name: str, read: Tensor, wanted: Tensor) -> None:
-        """Fit the map of normed states: from `read` to `wanted`, both [P, H] before the norm."""
-        self.maps[name] = self.fit(_normed(read), _normed(wanted), self.settings.ridge)
-
-    def fit(self, x: Tensor, y: Tensor, ridge: float) -> LinearMap:
-        """Return the map x -> x + x D, or its best one of low rank, that is nearest to y: [P, H] both."""
-        x, change = x.double(), y.double() - x.double()
-        gram = x.t() @ x
-        penalty = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=x.dtype, device=x.device)
-        solution = torch.linalg.solve(gram + penalty, x.t() @ change)  # [H, H]
+    def regression(self, x: Tensor, ridge: float) -> _Regression:
         dtype = torch.promote_types(self.stack.weights.dtype, torch.float32)
-        if self.settings.rank is None or self.settings.rank >= len(gram):
-            return LinearMap(None, solution.to(dtype))
-        _, vectors = torch.linalg.eigh(solution.t() @ gram @ solution)
-        kept = vectors[:, -self.settings.rank :]  # directions of the largest fitted changes
-        return LinearMap((solution @ kept).to(dtype), kept.t().to(dtype))
+        return _Regression(x, ridge, rank=self.settings.rank, dtype=dtype)
+
+
+class _Regression:
+    """Fits of maps x -> x + x D from the same x [P, H], in float64.
+
+    Args:
+        x: what the maps are applied to.
+        ridge: λ, in units of the mean square of x.
+        rank: of D; None: full.
+        dtype: of the maps.
+    """
+
+    def __init__(self, x: Tensor, ridge: float, *, rank: int | None, dtype: torch.dtype) -> None:
+        self.x = x.double()
+        gram = self.x.t() @ self.x
+        gram.diagonal().add_(ridge * gram.diagonal().mean())
+        self.factor = torch.linalg.cholesky(gram)
+        self.rank = None if rank is None or rank >= x.shape[1] else rank
+        self.dtype = dtype
+
+    def fit(self, y: Tensor) -> LinearMap:
+        """Return the map, or its best one of the rank, whose results are nearest to y [P, H]."""
+        solution = torch.cholesky_solve(self.x.t() @ (y.double() - self.x), self.factor)  # D, [H, H]
+        if self.rank is None:
+            return LinearMap(None, solution.to(self.dtype))
+        with torch.random.fork_rng(devices=[self.x.device] if self.x.is_cuda else []):
+            torch.manual_seed(0)  # of the randomised decomposition
+            *_, directions = torch.svd_lowrank(self.x @ solution, q=self.rank, niter=4)  # of the largest changes
+        return LinearMap((solution @ directions).to(self.dtype), directions.t().to(self.dtype))
 
 
 def _normed(h: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -19,11 +19,13 @@ from typing import Any
 import torch
 
 from pdevis.calibrate.calibration_text import CalibrationText, read_calibration_text
-from pdevis.calibrate.choose_schedule import choose_schedule, measure_parts
+from pdevis.calibrate.choose_schedule import Part, choose_schedule, measure_parts
 from pdevis.calibrate.teacher_forcing import ExactStates
 from pdevis.config import AUTO, DraftConfig
 from pdevis.drafting.corrections import weights_fingerprint
 from pdevis.drafting.schedule import free_layers, parse_schedule
+from pdevis.loading.model_builder import build_model, model_fingerprint
+from pdevis.loading.pair_builder import BuiltPair, drafts_for_itself
 from pdevis.models.stack import DecoderStack
 from pdevis.profile import this_machine
 from pdevis.util.files import cache_root, encode_json, parse_json, read_text, write_atomic
@@ -79,6 +81,7 @@ class ScheduleSource:
         self.tokenizer, self.drafts_for_itself = tokenizer, drafts_for_itself
         self.calibration_text = calibration_text
         self.on_progress = on_progress
+        self._measured: dict[tuple[Any, ...], MeasuredParts] = {}  # by the settings that they depend on
 
     def resolve(self, draft: DraftConfig) -> DraftConfig:
         """Return the settings with the schedules that they ask for; mode "auto" becomes what the schedule does.
@@ -111,9 +114,12 @@ class ScheduleSource:
         file = self._cache_file(draft)
         with contextlib.suppress(OSError, ValueError, TypeError):
             return ScheduleChoice(**parse_json(read_text(file)))
-        stack = stack or self.load_drafter()
-        text = read_text_for(stack, self.tokenizer, self.calibration_text)
-        choice = choose_for(stack, text, draft, drafts_for_itself=self.drafts_for_itself, on_progress=self.on_progress)
+        rule = tuple(getattr(draft, name) for name in RULE_FIELDS)
+        if rule not in self._measured:
+            stack = stack or self.load_drafter()
+            text = read_text_for(stack, self.tokenizer, self.calibration_text)
+            self._measured[rule] = MeasuredParts.measure(stack, text, draft, self.on_progress)
+        choice = self._measured[rule].choose(draft.retention, self.drafts_for_itself, self.on_progress)
         with contextlib.suppress(OSError):  # without it the next start chooses again
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, encode_json(asdict(choice)) + b"\n")
@@ -135,6 +141,33 @@ class ScheduleSource:
         return cache_root() / "schedules" / f"{digest}.json"
 
 
+def source_of_pair(
+    built: BuiltPair,
+    drafter: object,
+    calibration_text: str | PathLike[str] | None,
+    on_progress: Callable[[str], None],
+) -> ScheduleSource:
+    """Return the source of schedules for a pair.
+
+    Args:
+        built: the pair.
+        drafter: the stack, if it is in this process. Otherwise it is loaded once more while a schedule is chosen.
+        calibration_text, on_progress: as for `ScheduleSource`.
+    """
+    spec = built.draft_spec
+    return ScheduleSource(
+        lambda: drafter if isinstance(drafter, DecoderStack) else build_model(spec),
+        model=model_fingerprint(spec),
+        layers=spec.config.num_hidden_layers,
+        precision=spec.precision,
+        device=spec.device,
+        tokenizer=built.tokenizer,
+        drafts_for_itself=drafts_for_itself(built.labels),
+        calibration_text=calibration_text,
+        on_progress=on_progress,
+    )
+
+
 def read_text_for(stack: DecoderStack, tokenizer: Any, calibration_text: str | PathLike[str] | None) -> CalibrationText:
     """Read the calibration text for a drafter. Raises ValueError as `read_calibration_text`."""
     return read_calibration_text(tokenizer, stack.vocab_size, stack.context_length, calibration_text)
@@ -151,28 +184,34 @@ def check_windows(draft: DraftConfig, layers: int) -> None:
         )
 
 
-def choose_for(
-    stack: DecoderStack,
-    text: CalibrationText,
-    draft: DraftConfig,
-    *,
-    drafts_for_itself: bool,
-    on_progress: Callable[[str], None],
-) -> ScheduleChoice:
-    """Choose the fastest schedule that is predicted to keep `draft.retention`; takes up to a few minutes."""
-    on_progress(f"choosing a static schedule on {text.tokens} tokens of {text.name}")
-    with torch.inference_mode():
-        states = ExactStates(stack, text.held_out, PART_POSITIONS)
-        parts = measure_parts(stack, states, draft, text.held_out[0], on_progress)
-        states = ExactStates(stack, text.held_out, SCHEDULE_POSITIONS)
+@dataclass(frozen=True)
+class MeasuredParts:
+    """The costs and effects of the parts that schedules are made of, and the states that schedules are measured on."""
+
+    stack: DecoderStack
+    states: ExactStates
+    parts: Sequence[Part]
+
+    @classmethod
+    def measure(
+        cls, stack: DecoderStack, text: CalibrationText, draft: DraftConfig, on_progress: Callable[[str], None]
+    ) -> MeasuredParts:
+        """Measure on a text; takes up to a few minutes."""
+        on_progress(f"choosing a static schedule on {text.tokens} tokens of {text.name}")
+        with torch.inference_mode():
+            states = ExactStates(stack, text.held_out, PART_POSITIONS)
+            parts = measure_parts(stack, states, draft, text.held_out[0], on_progress)
+            return cls(stack, ExactStates(stack, text.held_out, SCHEDULE_POSITIONS), parts)
+
+    def choose(self, retention: float, drafts_for_itself: bool, on_progress: Callable[[str], None]) -> ScheduleChoice:
+        """Choose the fastest schedule that is predicted to keep this part of the acceptance rate."""
         chosen = choose_schedule(
-            stack, states, parts, draft.retention, on_progress, drafts_for_itself=drafts_for_itself
+            self.stack, self.states, self.parts, retention, on_progress, drafts_for_itself=drafts_for_itself
         )
-    change = chosen.change
-    return ScheduleChoice(
-        schedule=str(chosen.schedule),
-        seconds_ratio=chosen.seconds / chosen.exact_seconds,
-        kl=change.kl,
-        changed=change.changed,
-        retention=chosen.retention,
-    )
+        return ScheduleChoice(
+            schedule=str(chosen.schedule),
+            seconds_ratio=chosen.seconds / chosen.exact_seconds,
+            kl=chosen.change.kl,
+            changed=chosen.change.changed,
+            retention=chosen.retention,
+        )

@@ -123,7 +123,8 @@ class ExactStates:
         own_score = (q * own_key).sum(-1, keepdim=True)
         scores = scores.masked_fill(tokens >= document.positions[:, None], -torch.inf)
         scale = self.stack.weights.head_dim**-0.5
-        weights = (torch.cat([scores, own_score], -1).float() * scale).softmax(-1).to(q.dtype)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        weights = (torch.cat([scores, own_score], -1).to(wide) * scale).softmax(-1).to(q.dtype)
         return weights[..., :-1] @ exact_values[:, :, None] + weights[..., -1:] * own_value
 
     def exact_logprobs(self) -> list[Tensor]:

@@ -16,8 +16,9 @@ from rich.console import Console
 from pdevis.chat import render, sweep
 from pdevis.chat.session import ChatSession
 from pdevis.chat.transcript import save_transcript
-from pdevis.config import AUTO, METHODS, MODES, DecodeConfig, DraftConfig
+from pdevis.config import AUTO, CHECKS, METHODS, MODES, DecodeConfig, DraftConfig
 from pdevis.util.argtypes import gamma_value, nearest, parse_value
+from pdevis.util.console import progress_on_stderr
 from pdevis.util.files import expand_user
 
 
@@ -118,7 +119,11 @@ def _setting(
                 value = parse_value(config, name, convert, argument)
             except ValueError as error:
                 raise ValueError(f"/{command}: {error}") from None
-            (session.set_draft if drafting else session.set_decode)(**{name: value})
+            if drafting:
+                with progress_on_stderr(f"{command} {argument}") as session.pair.on_progress:  # may choose a schedule
+                    session.set_draft(**{name: value})
+            else:
+                session.set_decode(**{name: value})
         current = getattr(session.pair.draft if drafting else session.decode, name)
         resolved = f" (which is {session.pair.mode} here)" if drafting and current == AUTO else ""
         usage = "" if argument else f"; {COMMANDS[command].help}"
@@ -191,6 +196,9 @@ COMMANDS: dict[str, Command] = {
         argument="N",
     ),
     "mode": Command(_setting("mode", DraftConfig, convert=str), f"drafting mode: {', '.join(MODES)}", argument="M"),
+    "check": Command(
+        _setting("check", DraftConfig, convert=str), f"when layers are chosen: {', '.join(CHECKS)}", argument="WHEN"
+    ),
     "threshold": Command(
         _setting("threshold", DraftConfig, convert=float),
         "cosine above which a layer is redundant, as 0.9",

@@ -76,7 +76,9 @@ def format_banner(about: dict[str, Any]) -> str:
         about: what `SpeculativePair.describe` returns.
     """
     mode = f"mode {about['mode']}"
-    if about["mode"] != "exact":
+    if about.get("serial_layers"):
+        mode += f", {about['check']} {about['serial_layers']} layers"
+    elif about["mode"] != "exact":
         mode += f", {about['check']}, threshold {about['threshold']:g}, window {about['window']}"
     parts = [*format_models(about), mode]
     if about.get("profile"):

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
@@ -24,9 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pdevis.config import AUTO, DraftConfig
 from pdevis.models.layers import StackWeights
-from pdevis.util.files import write_atomic
+from pdevis.util.files import expand_user, write_atomic
 
 FORMAT, VERSION = "pdevis corrections", "1"
 SAMPLED_ROWS = 64  # of the embedding, in a fingerprint
@@ -76,13 +76,6 @@ class Corrections:
                 "python -m pdevis.calibrate fits new ones"
             )
 
-    def check_settings(self, draft: DraftConfig) -> None:
-        """Raise ValueError unless the maps can be used with these settings."""
-        if draft.stagger:
-            raise ValueError(f"corrections = {self.file!r}: are for wide layers; must be used with stagger = False")
-        if draft.schedule not in (None, AUTO, self.schedule):
-            raise ValueError(f"schedule = {draft.schedule!r}: must be {self.schedule!r}, as in {self.file}")
-
     def get(self, kind: str, layer: int) -> LinearMap | None:
         return self.maps.get(f"{kind}.{layer}")
 
@@ -118,10 +111,21 @@ def save_corrections(path: str | PathLike[str], corrections: Corrections) -> Non
 
 
 def load_corrections(path: str | PathLike[str]) -> Corrections:
-    """Read a corrections file. Raises ValueError if it is missing, broken or of another version."""
-    file = Path(path)
+    """Read a corrections file; the last few that were read are kept in memory.
+
+    Raises:
+        ValueError: it is missing, broken or of another version.
+    """
+    file = expand_user(path)
     if not file.is_file():
         raise ValueError(f"corrections = {str(file)!r}: {'is a folder' if file.is_dir() else 'does not exist'}")
+    status = file.stat()
+    return _read(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(file: Path, changed_ns: int, size: int) -> Corrections:
+    """Read a file in the state that time and size tell apart."""
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}

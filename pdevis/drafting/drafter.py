@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.sampling import Sampler, distribution
-from pdevis.drafting.corrections import NO_CORRECTIONS, Corrections
 from pdevis.drafting.engine import DraftEngine, DraftStep, Engine, LaneExecutor, PlainEngine
 from pdevis.generation import Draft
 from pdevis.models.causal_lm import CausalLM, load_prompt
@@ -33,7 +32,6 @@ class Drafter:
         lanes: as for `DraftEngine`.
         traced: store the layer similarities of exact forwards in each draft.
         broadcast_token: as for `PlainEngine`.
-        corrections: as for `DraftEngine`.
     """
 
     concurrent = False
@@ -47,7 +45,6 @@ class Drafter:
         lanes: LaneExecutor | None = None,
         traced: bool = False,
         broadcast_token: Callable[[Tensor], Tensor] | None = None,
-        corrections: Corrections = NO_CORRECTIONS,
     ) -> None:
         self.model = model
         self.config = config
@@ -55,7 +52,7 @@ class Drafter:
         has_sublayers = isinstance(model, DecoderStack)
         self.traced = traced and has_sublayers
         self.engine: Engine = (
-            DraftEngine(model, config, lanes, corrections) if has_sublayers else PlainEngine(model, broadcast_token)
+            DraftEngine(model, config, lanes) if has_sublayers else PlainEngine(model, broadcast_token)
         )
         self.approximate = config.mode != "exact"  # drafts leave approximate cache entries
         self.recalibrates = self.approximate and config.calibrate

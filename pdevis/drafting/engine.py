@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pdevis.config import AUTO, DraftConfig
-from pdevis.drafting.corrections import NO_CORRECTIONS, Corrections
+from pdevis.drafting.corrections import NO_CORRECTIONS, load_corrections
 from pdevis.drafting.divergence import similarity, similarity_matrix
 from pdevis.drafting.schedule import (
     Group,
@@ -182,10 +182,10 @@ class DraftEngine:
         stack: the drafter, its cache included.
         config: the drafting settings; `mode` is resolved (not "auto").
         lanes: runs a window's sublayers; None: one after another on the stack's device.
-        corrections: of the static schedule.
 
     Raises:
-        ValueError: the text of a schedule is wrong, or names layers that the drafter does not have.
+        ValueError: the text of a schedule is wrong, or names layers that the drafter does not have; corrections cannot
+            be read, or are of another drafter.
     """
 
     def __init__(
@@ -193,7 +193,6 @@ class DraftEngine:
         stack: DecoderStack,
         config: DraftConfig,
         lanes: LaneExecutor | None = None,
-        corrections: Corrections = NO_CORRECTIONS,
     ) -> None:
         assert config.mode != "auto", "resolve the mode first"
         self.stack = stack
@@ -203,7 +202,7 @@ class DraftEngine:
         self.free = free_layers(self.layers, config)
         self.keeps_all_lanes = config.threshold < -1  # no cosine is lower
         self.schedule = exact_schedule(self.layers)
-        self.prepared = self._prepare(corrections)  # the shallowest first
+        self.prepared = self._prepare()  # the shallowest first
         self.prefill = self.lanes.prefill
         self.broadcast_token = self.lanes.broadcast_token
         lanes_at_most = max(
@@ -213,11 +212,12 @@ class DraftEngine:
         self.steps = 0  # drafter forwards of the round
         self.passes: list[TracedPass] | None = None  # of the round, if they are traced
 
-    def _prepare(self, corrections: Corrections) -> list[PreparedSchedule]:
+    def _prepare(self) -> list[PreparedSchedule]:
         """Return the static schedules of the settings, the shallowest first; none without."""
         if not self.config.uses_prepared_schedules:
             return []
         assert self.config.schedule not in (None, AUTO), "choose the schedules first"
+        corrections = load_corrections(self.config.corrections) if self.config.corrections else NO_CORRECTIONS
         corrections.check_model(self.stack.weights)
         schedules = [parse_schedule(text, self.layers) for text in self.config.schedule.split(";")]
         if self.config.check == "static" and len(schedules) > 1:

@@ -197,6 +197,9 @@ class _Maker:
         if len(lanes) < 2 or not isinstance(reader, DenseLinear):
             return
         for i, layer in enumerate(lanes):
+            if (kind, layer) in self.stack.shared_sublayers:  # with an earlier schedule
+                continue
+            self.stack.shared_sublayers.add((kind, layer))
             part = getattr(self.stack.layers[layer], kind)
             rows = _part(reader, i, len(lanes), dim=0)
             columns = DenseLinear(_part(writer, i, len(lanes), dim=1).weight, getattr(part, names[1]).bias)
@@ -207,7 +210,8 @@ class _Maker:
             if kind == "attention" or self.corrections.get("write", layer) is None:
                 changes[names[1]] = columns
                 self.added_bytes -= columns.weight.nbytes
-            self.stack.layers[layer] = replace(self.stack.layers[layer], **{kind: replace(part, **changes)})
+            shared = replace(self.stack.layers[layer], **{kind: replace(part, **changes)})
+            self.stack.layers[layer] = self.weights.layers[layer] = shared  # the matrices before are freed
 
     # ---- matrices ----
 

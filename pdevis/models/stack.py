@@ -65,6 +65,7 @@ class DecoderStack:
             max_tokens=weights.context_length,
         )
         self.compiled_forward: CompiledForward | None = None  # set by `compile_stack`
+        self.shared_sublayers: set[tuple[str, int]] = set()  # those that use parts of wide matrices
         self.prepared: dict[Any, Any] = {}  # static schedules with their wide layers (drafting/wide_layers.py)
         self._rotary = RotaryEmbedding(weights.frequencies, weights.rope_scale, weights.dtype)
         self._scale = weights.head_dim**-0.5

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.drafting.corrections import NO_CORRECTIONS, load_corrections
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import Draft
 from pdevis.models.causal_lm import CausalLM
@@ -88,17 +87,11 @@ class DraftService:
             self.ahead = None
         return self.operations[operation](*arguments)
 
-    def configure(self, draft: DraftConfig, traced: bool = False, corrections: str = "") -> None:
-        """Set the drafting settings, with a resolved mode, from the next generation on; `corrections` names a file."""
+    def configure(self, draft: DraftConfig, traced: bool = False) -> None:
+        """Set the drafting settings, with a resolved mode, from the next generation on."""
         self.rewind(0)
         self.drafter = Drafter(
-            self.model,
-            draft,
-            self.target_vocab,
-            lanes=self.lanes,
-            traced=traced,
-            broadcast_token=self._broadcast_token,
-            corrections=load_corrections(corrections) if corrections else NO_CORRECTIONS,
+            self.model, draft, self.target_vocab, lanes=self.lanes, traced=traced, broadcast_token=self._broadcast_token
         )
 
     def open(self, prompt: list[int], config: DecodeConfig) -> None:

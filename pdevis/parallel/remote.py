@@ -98,19 +98,12 @@ class RemoteDrafter:
     The main process sends only those confirmed tokens that the backend does not have yet.
     """
 
-    def __init__(
-        self,
-        model: RemoteModel,
-        config: DraftConfig,
-        *,
-        traced: bool = False,
-        corrections: str = "",
-    ) -> None:
+    def __init__(self, model: RemoteModel, config: DraftConfig, *, traced: bool = False) -> None:
         self.model = model
         self.backend = model.backend
         self.concurrent = model.backend.concurrent
         self.config = config
-        self.backend.send("configure", config, traced, corrections)
+        self.backend.send("configure", config, traced)
         self._is_open = False
         self._sent_length = 0  # number of confirmed tokens that the backend has
 

@@ -16,7 +16,9 @@ share nothing, above 1 for cores that share memory. Each sublayer step, a whole 
 the choice of the token end in an exchange of --link_us, on several devices. Layers that skip leaves out cost nothing.
 With --mlps rows, as between CPU cores, all devices work on each MLP: except for --repeated_share of it, which each of
 them repeats, it takes 1/N and two exchanges. A round's first forward reads all tokens confirmed since the last, if
-drafts are approximate; each but one adds --token_ms. python -m pdevis.simulate.measure measures these on CPU cores.
+drafts are approximate; each but one adds --token_ms. The groups of a static --schedule run as wide layers: the
+--kernel_share of a sublayer's time, which does not depend on its weights, is spent once for all lanes. python -m
+pdevis.simulate.measure measures these on CPU cores.
 
 A round takes its draft and its verification. With --overlap the next draft is made during the verification, after one
 exact forward that guesses the bonus token; if all was accepted and the guess was right (as recorded, else with
@@ -33,6 +35,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +87,8 @@ def _add_device_flags(parser: Parser) -> None:
     add("--contention", type=slowdown, default=1.0, metavar="X", help=text)
     text = "lanes: each MLP on one device; rows: each split over all (default: lanes)"
     add("--mlps", type=choice("lanes", "rows"), default="lanes", metavar="HOW", help=text)
+    text = "fraction of a sublayer's time that does not depend on its weights (default: 0)"
+    add("--kernel_share", type=FRACTION, default=0.0, metavar="X", help=text)
     text = "fraction of an MLP split by rows that each device repeats (default: 0)"
     add("--repeated_share", type=FRACTION, default=0.0, metavar="X", help=text)
     add("--overlap", action="store_true", help="draft during verification")
@@ -92,12 +97,14 @@ def _add_device_flags(parser: Parser) -> None:
 
 
 def _add_rule_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("the rule, with the planned check").add_argument
+    add = parser.add_argument_group("the rule, with the planned check or a static schedule").add_argument
     text = f"{', '.join(MODES)} (default: parallel)"
     add("--mode", type=choice(*MODES), default="parallel", metavar="MODE", help=text)
     threshold = settings_field(DraftConfig, "threshold", float)
     text = "cosines (default: those recorded in that mode)"
     add("--thresholds", type=comma_list(threshold), metavar="LIST", help=text)
+    text = "a static schedule, such as 0-1,2+3,4-5, instead of thresholds and windows"
+    add("--schedule", type=settings_field(DraftConfig, "schedule", str), metavar="GROUPS", help=text)
     for name, text in (
         ("window", "layers that start from one hidden state (default: as many as devices)"),
         ("attention_window", "lanes of attention in a group (default: the window)"),
@@ -143,16 +150,27 @@ def simulate_flags(args: argparse.Namespace) -> Simulation:
 
 
 def simulation_settings(args: argparse.Namespace, traces: Sequence[Trace]) -> SimulationSettings:
-    """Return the settings of the flags. The default thresholds are those of the traces in this mode."""
+    """Return the settings of the flags. The default thresholds are those of the traces in this mode.
+
+    Raises:
+        ValueError: a static schedule that is wrong, or together with thresholds.
+    """
+    from pdevis.drafting.schedule import parse_schedule
     from pdevis.simulate.costs import DeviceSet
     from pdevis.simulate.simulation import SimulationSettings
 
     windows_and_ends = ("attention_window", "mlp_window", "keep_first", "keep_last")
     recorded = [trace.rule.threshold for trace in traces if trace.rule.mode == args.mode]
     thresholds = args.thresholds or tuple(sorted(set(recorded or [traces[0].rule.threshold])))
+    rule = DraftConfig(mode=args.mode, **{name: getattr(args, name) for name in windows_and_ends})
+    if args.schedule is not None:
+        if args.mode == "exact" or args.thresholds:
+            raise ValueError(f"--schedule {args.schedule}: needs --mode parallel or skip, and no --thresholds")
+        parse_schedule(args.schedule, traces[0].layers)
+        rule = replace(rule, check="static", schedule=args.schedule)
     return SimulationSettings(
-        rule=DraftConfig(mode=args.mode, **{name: getattr(args, name) for name in windows_and_ends}),
-        thresholds=() if args.mode == "exact" else thresholds,
+        rule=rule,
+        thresholds=() if args.mode == "exact" or args.schedule else thresholds,
         device_counts=args.devices,
         window=args.window,
         devices=DeviceSet(link_seconds=args.link_us / 1e6, contention=args.contention, split_mlps=args.mlps == "rows"),
@@ -160,6 +178,7 @@ def simulation_settings(args: argparse.Namespace, traces: Sequence[Trace]) -> Si
         attention_share=args.attention_share,
         head_share=args.head_share,
         repeated_share=args.repeated_share,
+        kernel_share=args.kernel_share,
         target_contention=args.target_contention,
     )
 

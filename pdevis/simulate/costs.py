@@ -69,6 +69,8 @@ class StepCosts:
         layers: number of layers.
         token_seconds: added by each further token of a forward, on any number of devices.
         repeated_seconds: the part of an MLP's time that every device spends if the MLP is split by rows.
+        kernel_share: the part of a sublayer's time that does not depend on the bytes of its weights: launching kernels,
+            and operations on small tensors. A wide layer spends it once for all lanes.
     """
 
     attention_seconds: float
@@ -77,6 +79,7 @@ class StepCosts:
     layers: int
     token_seconds: float = 0.0
     repeated_seconds: float = 0.0
+    kernel_share: float = 0.0
 
     @classmethod
     def divide(
@@ -89,6 +92,7 @@ class StepCosts:
         head_share: float | None = None,
         token_seconds: float = 0.0,
         repeated_share: float = 0.0,
+        kernel_share: float = 0.0,
     ) -> StepCosts:
         """Divide the time of an exact step in proportion to the weights read.
 
@@ -102,6 +106,7 @@ class StepCosts:
             head_share: measured fraction of the step's time spent in the head; None: by weights.
             token_seconds: added by each further token of a forward.
             repeated_share: fraction of an MLP's time that each device repeats.
+            kernel_share: fraction of a sublayer's time that does not depend on its weights.
         """
         layer = sizes.attention + sizes.mlp
         attention = sizes.attention / layer if attention_share is None else attention_share
@@ -115,6 +120,7 @@ class StepCosts:
             layers=layers,
             token_seconds=token_seconds,
             repeated_seconds=repeated_share * mlp_seconds,
+            kernel_share=kernel_share,
         )
 
     def exact_seconds(self, devices: DeviceSet, tokens: int = 1) -> float:
@@ -134,6 +140,24 @@ class StepCosts:
                 seconds += self._mlp_batch_seconds(min(group.mlp_lanes, lanes - first), devices)
             seconds += devices.exchange_seconds(1 + (group.depth - 1) * devices.exchanges_per_mlp_batch)
         return seconds
+
+    def static_seconds(self, schedule: Schedule, devices: DeviceSet) -> float:
+        """Return the time of a forward over one token under a static schedule, whose groups run as wide layers."""
+        seconds = self._end_seconds(devices)
+        for group in schedule.groups:
+            if group.sublayers != "mlp":
+                seconds += self.attention_seconds * self._wide_factor(len(group.layers), devices, by_rows=False)
+                seconds += devices.exchange_seconds(1)
+            for batch in group.mlp_batches:
+                seconds += self.mlp_seconds * self._wide_factor(len(batch), devices, by_rows=devices.split_mlps)
+                seconds += devices.exchange_seconds(devices.exchanges_per_mlp_batch)
+        return seconds
+
+    def _wide_factor(self, lanes: int, devices: DeviceSet, *, by_rows: bool) -> float:
+        """Return the time of the wide sublayer of some lanes divided by the time of one sublayer on one device."""
+        busy = devices.count if by_rows else min(lanes, devices.count)
+        largest = lanes / busy if by_rows else -(-lanes // busy)  # lanes' weights on the device that has most of them
+        return (self.kernel_share + (1 - self.kernel_share) * largest) * devices.slowdown(busy)
 
     def _mlp_batch_seconds(self, count: int, devices: DeviceSet) -> float:
         """Return the time of `count` MLPs that start from the same hidden state."""

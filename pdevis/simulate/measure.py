@@ -68,6 +68,8 @@ class DrafterTimes:
     split_mlp_seconds: float
     contended_split_mlp_seconds: float
     exchanged_split_mlp_seconds: float  # contended, with the exchanges
+    layer_seconds: float  # of one layer, and of two as one wide layer
+    wide_pair_seconds: float
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,17 @@ class DrafterTimer:
         """Return the median of each time."""
         samples = [self._sample() for _ in range(repeats)]
         names = [field.name for field in fields(DrafterTimes)]
-        return DrafterTimes(**{name: median(getattr(sample, name) for sample in samples) for name in names})
+        times = DrafterTimes(**{name: median(getattr(sample, name) for sample in samples) for name in names})
+        wide: dict[str, float] = {}
+        self.core.seconds([0], lambda: wide.update(self._wide_pairs()))
+        return replace(times, **wide)
+
+    def _wide_pairs(self) -> dict[str, float]:
+        from pdevis.calibrate.group_costs import GroupForm, time_forms
+
+        single, pair = GroupForm(1, 1, "both"), GroupForm(2, 2, "both")
+        seconds = time_forms(self.whole, [single, pair], self.ids.tolist())
+        return {"layer_seconds": seconds[single], "wide_pair_seconds": seconds[pair]}
 
     def _sample(self) -> DrafterTimes:
         first, both = [0], [0, 1]
@@ -147,6 +159,8 @@ class DrafterTimer:
             split_mlp_seconds=split_mlp,
             contended_split_mlp_seconds=contended_split_mlp,
             exchanged_split_mlp_seconds=exchanged_split_mlp,
+            layer_seconds=0.0,
+            wide_pair_seconds=0.0,
         )
 
     def _step(self) -> None:
@@ -282,13 +296,15 @@ def show_drafter(first: DrafterTimes, second: DrafterTimes, layers: int) -> None
         f"a step {1e3 * first.step_seconds:.2f} ms: attentions {1e3 * attention:.2f}, MLPs {1e3 * whole:.2f}, the head "
         f"{1e3 * first.head_seconds:.2f} ({1e3 * contended_head:.2f} while the other core runs one)\n"
         f"MLPs split by rows: {1e3 * split:.2f} alone, {1e3 * contended:.2f} on both cores, {1e3 * exchanged:.2f} with "
-        f"exchanges"
+        f"exchanges\n"
+        f"a layer {1e3 * first.layer_seconds:.3f}, two as one wide layer {1e3 * first.wide_pair_seconds:.3f}"
     )
     flags = {
         "draft_ms": 1e3 * first.step_seconds,
         "attention_share": attention / (attention + whole),
         "head_share": first.head_seconds / first.step_seconds,
         "repeated_share": repeated / whole,
+        "kernel_share": min(max(0.0, 2 - first.wide_pair_seconds / first.layer_seconds), 1.0),
         "contention": contention,
         "link_us": 1e6 * max(0.0, exchanged - contended) / (2 * layers),
     }

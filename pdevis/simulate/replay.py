@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pdevis.config import DraftConfig
-from pdevis.drafting.schedule import exact_schedule, plan_schedule
+from pdevis.drafting.schedule import exact_schedule, parse_schedule, plan_schedule
 from pdevis.simulate.costs import DeviceSet, StepCosts
 from pdevis.simulate.trace_reader import Trace
 from pdevis.trace import TracedRound
@@ -61,32 +61,39 @@ def simulate_drafts(
     """Draft the rounds of a trace under a rule: the first forward of a round exactly, the others as planned from it.
 
     Raises:
-        ValueError: the rule plans, and the trace has no similarities to plan from.
+        ValueError: the rule plans, and the trace has no similarities to plan from; the text of a static schedule is
+            wrong.
     """
     assert rule.mode != "auto", "resolve the mode first"
     devices = devices or DeviceSet()
-    approximate = rule.mode != "exact"
-    if approximate and not any(traced.passes for traced in trace.rounds):
+    approximate, is_static = rule.mode != "exact", rule.check == "static"
+    if approximate and not is_static and not any(traced.passes for traced in trace.rounds):
         raise ValueError(
             f"{trace.name}: has no similarities, so that mode = {rule.mode!r} cannot be simulated; record a trace "
             "with --draft_mode exact, or of a drafter whose sublayers can be reached"
         )
     schedule = exact_schedule(trace.layers)
     later_seconds = costs.scheduled_seconds(schedule, devices) if approximate else costs.exact_seconds(devices)
+    if approximate and is_static:
+        schedule = parse_schedule(rule.schedule, trace.layers)
+        later_seconds = costs.static_seconds(schedule, devices)
     generations = []
     for generation, tables in zip(trace.generations, trace.calibrations, strict=True):
         drafts = []
         first_tokens = first_forward_tokens(generation.rounds, approximate)
         for traced, table, tokens in zip(generation.rounds, tables, first_tokens, strict=True):
-            if approximate and table:
+            if approximate and table and not is_static:
                 schedule = plan_schedule(table, rule)
                 later_seconds = costs.scheduled_seconds(schedule, devices)
             if not traced.steps:
                 drafts.append(SimulatedDraft(0, seconds=0.0, depth=0))
                 continue
             later_steps = traced.steps - 1
-            seconds = costs.exact_seconds(devices, tokens) + later_steps * later_seconds
-            depth = 2 * trace.layers + later_steps * schedule.depth
+            first_seconds, first_depth = costs.exact_seconds(devices, tokens), 2 * trace.layers
+            if not rule.calibrate and approximate:
+                first_seconds, first_depth = later_seconds + (tokens - 1) * costs.token_seconds, schedule.depth
+            seconds = first_seconds + later_steps * later_seconds
+            depth = first_depth + later_steps * schedule.depth
             drafts.append(SimulatedDraft(traced.steps, seconds, depth))
         generations.append(tuple(drafts))
     return SimulatedDrafts(tuple(generations))

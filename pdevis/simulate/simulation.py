@@ -27,12 +27,12 @@ class SimulationSettings:
 
     Args:
         rule: the drafting rule; its threshold and windows are replaced row by row.
-        thresholds: empty for `exact`.
+        thresholds: empty for `exact` and for a static schedule.
         device_counts: numbers of devices.
         window: None: as many as there are devices.
         devices: the drafter's devices; their number is replaced row by row.
         overlap: draft during verification.
-        attention_share, head_share, repeated_share: as for `StepCosts.divide`.
+        attention_share, head_share, repeated_share, kernel_share: as for `StepCosts.divide`.
         target_contention: slowdown of target and drafter while both work.
     """
 
@@ -45,10 +45,12 @@ class SimulationSettings:
     attention_share: float | None = None
     head_share: float | None = None
     repeated_share: float = 0.0
+    kernel_share: float = 0.0
     target_contention: float = 1.0
 
     def __post_init__(self) -> None:
-        assert bool(self.thresholds) == (self.rule.mode != "exact"), "exact has no threshold, the others have"
+        has_threshold = self.rule.mode != "exact" and self.rule.check != "static"
+        assert bool(self.thresholds) == has_threshold, "exact and static schedules have no threshold, the others have"
 
     def row_rule(self, threshold: float | None, device_count: int) -> DraftConfig:
         """Return the rule of one row."""
@@ -153,6 +155,7 @@ def simulate(traces: Sequence[Trace], timing: Timing, settings: SimulationSettin
         head_share=settings.head_share,
         token_seconds=timing.token_seconds,
         repeated_share=settings.repeated_share,
+        kernel_share=settings.kernel_share,
     )
     exact = select_trace(traces, EXACT)
     baseline = simulate_rounds(exact.trace, simulate_drafts(exact.trace, EXACT, step), costs.verify)
@@ -197,8 +200,8 @@ def _simulate_row(
     return SimulationRow(
         devices=device_count,
         threshold=threshold,
-        attention_window=rule.attention_lanes if rule.mode == "parallel" else None,
-        mlp_window=rule.mlp_lanes if rule.mode == "parallel" else None,
+        attention_window=rule.attention_lanes if rule.mode == "parallel" and rule.check != "static" else None,
+        mlp_window=rule.mlp_lanes if rule.mode == "parallel" and rule.check != "static" else None,
         draft_step_ms=None if step_seconds is None else 1000 * step_seconds,
         draft_speedup=costs.draft_seconds / step_seconds if step_seconds else None,
         speedup_over_plain=totals.tokens_per_second * costs.verify(1),
@@ -272,6 +275,11 @@ def _assumptions(costs: RoundCosts, settings: SimulationSettings) -> list[str]:
         f"devices {'each MLP is split by rows' if devices.split_mlps else 'each MLP runs on one'}",
         f"{plain}; acceptance is as recorded, also for a rule that drafts differently",
     ]
+    if settings.rule.check == "static":
+        lines.append(
+            f"static schedule {settings.rule.schedule}: {settings.kernel_share:g} of a sublayer's time does not depend "
+            "on its weights, and a wide layer spends it once"
+        )
     if settings.overlap:
         lines.append(
             "overlap: a draft made during verification is used if all was accepted and the guessed bonus token was "

@@ -122,7 +122,7 @@ def plot_simulation(simulation: Simulation) -> Any:
     left.set_title("" if threshold is None else f"τ = {threshold:g}", fontsize=10)
     right.set_xlabel("threshold τ")
     if threshold is None:
-        right.text(0.5, 0.5, "exact has no threshold", ha="center", va="center", transform=right.transAxes)
+        right.text(0.5, 0.5, "no threshold", ha="center", va="center", transform=right.transAxes)
         right.set_xticks([])
     else:
         _draw_curves(right, [row for row in rows if row.devices == most_devices], "threshold")

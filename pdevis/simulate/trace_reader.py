@@ -18,7 +18,8 @@ from pdevis.util.files import NotTextError, decode_text, parse_json
 from pdevis.util.validation import check_integer
 
 Table = list[list[float]]  # [L + 1, L + 1] of cos(h_i, h_j)
-RULE_FIELDS = [field.name for field in fields(DraftConfig)]
+STATIC_FIELDS = ("schedule", "retention", "stagger", "corrections")  # only in traces of static schedules
+RULE_FIELDS = [field.name for field in fields(DraftConfig) if field.name not in STATIC_FIELDS]
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def _read_header(name: str, content: Any) -> Trace:
         raise ValueError(f"version = {content.get('version')!r}: must be {VERSION}; record the trace again")
     pair, layers = content["pair"], content["layers"]
     check_integer("layers", layers, minimum=1)
-    rule = DraftConfig(**{field: pair[field] for field in RULE_FIELDS})
+    static = {field: pair[field] for field in STATIC_FIELDS if field in pair}
+    rule = DraftConfig(**{field: pair[field] for field in RULE_FIELDS} | static)
     if rule.mode == AUTO:
         raise ValueError("mode = 'auto': must be exact, skip or parallel")
     return Trace(name, pair, rule, layers, sizes=_from_json(Sizes, content["sizes"]))

@@ -27,7 +27,8 @@ DIFFERENCES = {
     "mlp_lanes": "with this number of MLP lanes",
     "keep_first": "with these first layers kept",
     "keep_last": "with these last layers kept",
-    "check": "with the planned check",
+    "check": "with this check",
+    "schedule": "with this schedule",
 }
 
 
@@ -99,8 +100,13 @@ def differences(rule: DraftConfig, recorded: DraftConfig) -> list[str]:
     simulated, recorded = _as_exact(rule), _as_exact(recorded)
     if simulated.mode != recorded.mode:
         return ["mode"]
-    relevant = {"exact": [], "skip": ["threshold", "keep_first", "keep_last", "check"], "parallel": list(DIFFERENCES)}
-    return [name for name in relevant[simulated.mode] if getattr(simulated, name) != getattr(recorded, name)]
+    if simulated.check == "static" and simulated.mode != "exact":
+        names = ["check", "schedule"]
+    else:
+        planned = [name for name in DIFFERENCES if name != "schedule"]
+        skip = ["threshold", "keep_first", "keep_last", "check"]
+        names = {"exact": [], "skip": skip, "parallel": planned}[simulated.mode]
+    return [name for name in names if getattr(simulated, name) != getattr(recorded, name)]
 
 
 def _as_exact(rule: DraftConfig) -> DraftConfig:

@@ -5,10 +5,11 @@ r"""Measure this machine and a pair of models, and write a profile: settings for
     python -m pdevis.tune --formats packed/int8,int8/int8               # compare weight formats, target/drafter
     python appInference.py --profile pdevis-profile.json
 
-Measured, in about a minute for each pair of formats: threads of the CPU; a forward over 1 to 16 tokens of both models
+Measured, in a few minutes for each pair of formats: threads of the CPU; a forward over 1 to 16 tokens of both models
 and its sublayers; on the target's own greedy text, how much each layer of the drafter changes the direction of the
-hidden state, and how many tokens each drafting rule gets accepted in what time. From these the speed of each rule at
-its best γ is predicted; the best rule is then compared with plain decoding on a prompt that was not measured.
+hidden state, and how many tokens each drafting rule gets accepted in what time. Static schedules, which are chosen on
+--calibration_text first, are among the rules. From all this the speed of each rule at its best γ is predicted; the best
+rule is then compared with plain decoding on a prompt that was not measured.
 
 exact is preferred to a rule whose predicted speed is less than 3 % higher. γ is written as auto, which begins with the
 measured costs and adapts to the text; as a number only if drafting pays and that number was faster by more than 10 % in
@@ -56,6 +57,9 @@ def build_parser() -> Parser:
     add("--modes", comma_list(choice(*MODES)), MODES, "LIST", "drafting modes; exact is always tried")
     text = "thresholds of skip; parallel uses the last"
     add("--thresholds", comma_list(threshold), (0.9, 0.95, 0.97), "LIST", text)
+    retention = settings_field(DraftConfig, "retention", float)
+    text = "retentions of static schedules to try, of the modes given: groups, layers left out, or both"
+    add("--retentions", comma_list(retention), (0.97, 0.95, 0.9), "LIST", text)
     text = "pairs of weight formats to compare, as in packed/int8,int8/int8"
     group.add_argument("--formats", type=comma_list(_format_pair), metavar="LIST", help=text)
     group = parser.add_argument_group("result")

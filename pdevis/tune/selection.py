@@ -63,7 +63,8 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return format_rule(self.rule)
+        # a chosen schedule is named by the retention that it was chosen for: its text is too long for tables
+        return format_rule(replace(self.rule, schedule=None) if self.rule.check == "static" else self.rule)
 
     def costs(self, gamma: int) -> RoundCosts:
         """Return the costs of rounds of γ >= 1 draft tokens."""
@@ -126,6 +127,13 @@ def rules_to_try(modes: Sequence[str], thresholds: Sequence[float], has_sublayer
     if has_sublayers and "parallel" in modes:
         rules.append(DraftConfig(mode="parallel", check="planned", threshold=thresholds[-1], window=2))
     return rules
+
+
+def static_rules(modes: Sequence[str], retentions: Sequence[float]) -> list[DraftConfig]:
+    """Return the rules with static schedules to try, which have to be chosen yet: groups, layers left out, or both."""
+    allowed = [mode for mode in ("skip", "parallel") if mode in modes]
+    mode = "auto" if len(allowed) == 2 else allowed[0] if allowed else "exact"
+    return [DraftConfig(mode=mode, check="static", retention=value) for value in retentions if mode != "exact"]
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:

@@ -24,6 +24,7 @@ from pdevis.tune.selection import (
     choose_threads,
     predicted_round_seconds,
     rules_to_try,
+    static_rules,
 )
 from pdevis.tune.timing import WIDTHS, TimedModel, thread_counts, time_forwards, time_thread_counts
 from pdevis.tune.tune_report import ChoiceCheck, Measurements, TuneResult, describe_result
@@ -104,10 +105,13 @@ def tune_formats(args: argparse.Namespace, target_format: str, drafter_format: s
         "target_precision": target_format,
         "draft_precision": drafter_format,
     }
-    pair = _load(models, log)
+    pair = _load(models, args.calibration_text, log)
     texts = write_texts(pair, args.prompts, args.length, log)
     measured = measure_models(pair, texts, args.repeats, log)
-    rules = rules_to_try(args.modes, args.thresholds, isinstance(pair.drafter, DecoderStack))
+    has_sublayers = isinstance(pair.drafter, DecoderStack)
+    rules = rules_to_try(args.modes, args.thresholds, has_sublayers)
+    if has_sublayers:
+        rules += _choose_schedules(pair, static_rules(args.modes, args.retentions))
     candidates = try_rules(rules, pair, texts, measured.forward_seconds["target"], log)
     chosen = choose_candidate(candidates)
     profile = Profile(
@@ -130,8 +134,9 @@ def tune_formats(args: argparse.Namespace, target_format: str, drafter_format: s
     return TuneResult(replace(profile, gamma=gamma), measured, candidates=candidates, chosen=chosen, check=check)
 
 
-def _load(models: dict[str, str | None], log: StderrLog) -> SpeculativePair:
+def _load(models: dict[str, str | None], calibration_text: str | None, log: StderrLog) -> SpeculativePair:
     options = {name: value for name, value in models.items() if not name.endswith("_model")}
+    options["calibration_text"] = calibration_text
     pair = load_pair(models["target_model"], models["drafter_model"], **options, on_progress=log)
     if pair.workers:
         pair.close()
@@ -206,6 +211,13 @@ def try_rules(
         for replay in replays if number % 2 else reversed(replays):
             replay.add_text(pair.drafter, pair.target.vocab_size, text.prompt, text.text)
     return [Candidate.from_replay(replay, verify_seconds) for replay in replays]
+
+
+def _choose_schedules(pair: SpeculativePair, rules: Sequence[DraftConfig]) -> list[DraftConfig]:
+    """Return the rules with the static schedules that are chosen for them; not those that come out as exact."""
+    chosen = [pair.resolve(rule) for rule in rules]
+    unique = {rule.schedule: rule for rule in reversed(chosen) if rule.mode != "exact"}
+    return list(unique.values())[::-1]
 
 
 def check_choice(pair: SpeculativePair, profile: Profile, prompt: str, length: int) -> ChoiceCheck:

@@ -34,7 +34,10 @@ def format_models(pair: Mapping[str, Any]) -> list[str]:
 
 
 def format_rule(
-    rule: DraftConfig, detail: Literal["short", "lanes", "full"] = "short", resolved_mode: str | None = None
+    rule: DraftConfig,
+    detail: Literal["short", "lanes", "full"] = "short",
+    resolved_mode: str | None = None,
+    serial_layers: str | None = None,
 ) -> str:
     """Return the name of a drafting rule. Result files hold these names, so their spelling is part of the format.
 
@@ -44,10 +47,13 @@ def format_rule(
             its lanes instead, as in "parallel τ=0.9, 2 + 2 lanes"; "full" every setting that has an influence, as in
             "skip planned τ=0.9 W=2 ends 2 + 2 uncalibrated".
         resolved_mode: what mode "auto" stands for; None: `rule.mode` as given.
+        serial_layers: of the static schedules, as in "24 → 14"; None: not known.
     """
     mode = resolved_mode or rule.mode
     if mode == "exact":
         return mode
+    if rule.asks_for_schedules:
+        return _format_static_rule(rule, mode, serial_layers)
     threshold = f"τ={rule.threshold:g}"
     if detail == "short":
         return f"{mode} {threshold}" + (f" W={rule.window}" if mode == "parallel" else "")
@@ -61,3 +67,18 @@ def format_rule(
     if (rule.keep_first, rule.keep_last) != (default.keep_first, default.keep_last):
         name += f" ends {rule.keep_first} + {rule.keep_last}"
     return name if rule.calibrate else f"{name} uncalibrated"
+
+
+def _format_static_rule(rule: DraftConfig, mode: str, serial_layers: str | None) -> str:
+    """Return the name of a rule with static schedules, as in "parallel static 24 → 14 layers, corrected"."""
+    check = "static" if rule.check == "static" else f"prepared τ={rule.threshold:g}"
+    if serial_layers:
+        layers = f" {serial_layers} layers"
+    elif rule.schedule in (None, "auto") and not rule.corrections:
+        layers = f" retention {rule.retention:g}"
+    else:
+        layers = f" {rule.schedule}" if rule.schedule else ""
+    notes = (
+        ["corrected"] * bool(rule.corrections) + ["staggered"] * rule.stagger + ["uncalibrated"] * (not rule.calibrate)
+    )
+    return ", ".join([f"{mode} {check}{layers}", *notes])

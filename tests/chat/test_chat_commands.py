@@ -45,6 +45,7 @@ def test_auto_mode_shows_the_mode_in_use() -> None:
         ("/gamma 0", "/gamma: 0 must be an integer >= 1 or 'auto'"),
         ("/gamma 3 4", "/gamma: '3 4' must be an integer >= 1 or 'auto'"),
         ("/mode fast", "/mode: 'fast' must be one of auto, exact, skip, parallel"),
+        ("/check often", "/check: 'often' must be one of inline, planned, static"),
         ("/threshold high", "/threshold: 'high' must be a finite number"),
         ("/window 0", "/window: 0 must be an integer >= 1"),
         ("/temperature -1", "/temperature: -1.0 must be a finite number >= 0"),

@@ -24,12 +24,21 @@ PROMPTS = [[7], [7, 200], [(37 * i) % 251 for i in range(33)]]
 RULES = [DraftConfig(mode="exact"), DraftConfig(mode="skip", check="inline", threshold=0.6, calibrate=False)] + [
     DraftConfig(mode=mode, check=check, threshold=0.6, window=window)
     for mode, check, window in product(("skip", "parallel"), ("inline", "planned"), (1, 2, 3))
+    if check == "inline" or (mode, window) in (("skip", 2), ("parallel", 2), ("parallel", 3))  # others repeat a rule
+]
+RULES += [
+    DraftConfig("parallel", check="static", schedule="0,1+2,3"),
+    DraftConfig("parallel", check="static", schedule="0,1+2+3", calibrate=False),
+    DraftConfig("parallel", check="static", schedule="0,1+2+3", stagger=True),
+    DraftConfig("skip", check="static", schedule="0,2a,3"),
+    DraftConfig("parallel", threshold=0.6, schedule="0,1+2+3;0,1+2,3"),
 ]
 NEW = 18
 
 
 def name(rule: DraftConfig) -> str:
-    return f"{rule.mode}-{rule.check}-W{rule.window}" + ("" if rule.calibrate else "-uncalibrated")
+    window = rule.schedule or f"W{rule.window}"
+    return f"{rule.mode}-{rule.check}-{window}" + "-staggered" * rule.stagger + "-uncalibrated" * (not rule.calibrate)
 
 
 def wrap(model):

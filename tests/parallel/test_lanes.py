@@ -38,6 +38,8 @@ RULES = [
     DraftConfig("parallel", 0.3, "planned"),
     DraftConfig("parallel", -2.0, "planned", attention_window=4, mlp_window=2, keep_first=1),
     DraftConfig("parallel", 0.3, "inline", calibrate=False),
+    DraftConfig("parallel", check="static", schedule="0,1+2,3a,4+5+6/1"),
+    DraftConfig("parallel", check="static", schedule="0,1+2+3+4,6", calibrate=False),
 ]
 CONFIGS = [GREEDY, replace(GREEDY, temperature=1.0, seed=7)]
 
@@ -71,7 +73,9 @@ def pair(request, specs):
     workers.close()
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}-{rule.window}-{rule.calibrate}")
+@pytest.mark.parametrize(
+    "rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}-{rule.window}-{rule.calibrate}-{rule.schedule}"
+)
 def test_tokens_and_statistics_are_those_of_one_device(pair, target, rule):
     workers, spec = pair
     local, remote = local_drafter(spec, rule), remote_drafter(workers, rule)

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.recordings import LAYERS, SIZES, a_round, exact_pass, write_trace
 from pdevis.config import DraftConfig
-from pdevis.drafting.schedule import Group, Schedule, exact_schedule
+from pdevis.drafting.schedule import Group, Schedule, exact_schedule, parse_schedule
 from pdevis.simulate.costs import DeviceSet, StepCosts
 from pdevis.simulate.replay import acceptance_per_tested_token, first_forward_tokens, simulate_drafts, simulate_rounds
 from pdevis.simulate.trace_reader import read_trace
@@ -69,6 +69,36 @@ def test_all_devices_work_on_mlps_that_are_split():
     )
     assert repeated.exact_seconds(TWO) == STEP.exact_seconds(TWO)
     assert repeated.exact_seconds(DeviceSet(1, split_mlps=True)) == pytest.approx(0.016)
+
+
+def test_a_wide_layer_spends_once_what_does_not_depend_on_its_weights():
+    step = StepCosts.divide(0.016, LAYERS, SIZES, kernel_share=0.4)
+    one, pairs = DeviceSet(1), parse_schedule("0,1+2,3", LAYERS)
+    assert step.static_seconds(exact_schedule(LAYERS), one) == pytest.approx(0.016)
+    # of the pair's layers, 2 x 3 ms, the part 0.4 x 3 ms is saved
+    assert step.static_seconds(pairs, one) == pytest.approx(0.016 - 0.0012)
+    assert STEP.static_seconds(pairs, one) == pytest.approx(0.016)
+    # attention only, MLP only, dropped
+    assert step.static_seconds(parse_schedule("0a,1m,3", LAYERS), one) == pytest.approx(0.004 + 0.001 + 0.002 + 0.003)
+    # MLPs one by one: only the attentions' 0.4 x 1 ms are saved
+    assert step.static_seconds(parse_schedule("0,1+2/1,3", LAYERS), one) == pytest.approx(0.016 - 0.0004)
+    # on two devices each runs one lane, at 1.5 times its time; half the head; two exchanges a group and two more
+    assert step.static_seconds(pairs, TWO) == pytest.approx(2 * 0.003 + 1.5 * 0.003 + 0.003 + 0.008)
+    # MLPs by rows: 0.4 of one, and of the other 0.6 x 2 lanes half on each device, at 1.5 times their time
+    split = replace(TWO, split_mlps=True)
+    mlps = 2 * (0.4 + 0.6 / 2) * 1.5 * 0.002 + (0.4 + 0.6) * 1.5 * 0.002
+    assert step.static_seconds(pairs, split) == pytest.approx(2 * 0.001 + 0.0015 + mlps + 0.003 + 0.011)
+
+
+def test_a_static_schedule_needs_no_similarities(trace_of):
+    rule = DraftConfig("parallel", check="static", schedule="0,1+2,3")
+    trace = trace_of([a_round(3, 1)])
+    drafts, steps = simulate_drafts(trace, rule, STEP), 3
+    assert drafts.serial_depth == pytest.approx((2 * LAYERS + (steps - 1) * 6) / steps)
+    uncalibrated = simulate_drafts(trace, replace(rule, calibrate=False), STEP)
+    assert uncalibrated.serial_depth == pytest.approx(6)
+    with pytest.raises(ValueError, match="has layers 0 to 3 only"):
+        simulate_drafts(trace, replace(rule, schedule="0-9"), STEP)
 
 
 def test_further_tokens_of_the_first_forward(trace_of):

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from helpers import ROOT
+from pdevis.calibrate import schedule_source
 from pdevis.config import DraftConfig
+from pdevis.pair import load_pair
 from pdevis.profile import read_profile
 from pdevis.tune import tune_run
 from pdevis.tune.__main__ import build_parser, main
@@ -22,9 +24,13 @@ from pdevis.tune.timing import WIDTHS
 
 
 @pytest.fixture
-def command(tiny_folder, tmp_path, capsys) -> Any:
+def command(tiny_folder, tmp_path, tmp_path_factory, capsys, monkeypatch) -> Any:
     models = ["--target_model", str(tiny_folder("llama", seed=0)), "--drafter_model", str(tiny_folder("llama", seed=1))]
     short = ["--device", "cpu", "--prompts", "2", "--length", "6", "--repeats", "1", "--thresholds", "0.5"]
+    short += ["--retentions", "0.1"]
+    monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    for name in ("PART_POSITIONS", "SCHEDULE_POSITIONS"):
+        monkeypatch.setattr(schedule_source, name, 16)
 
     def run(*argv: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -58,11 +64,28 @@ def test_from_command_to_profile(command, tiny_folder, tmp_path):
     assert profile.pair["target_precision"] in ("packed", "float32"), "resolved"
     assert set(profile.costs.verify_seconds) == set(WIDTHS)
     content = json.loads((tmp_path / "tuned.json").read_text())
-    assert [candidate["draft"]["mode"] for candidate in content["candidates"]] == ["exact", "skip", "parallel"]
+    rules = [candidate["draft"] for candidate in content["candidates"]]
+    assert [rule["mode"] for rule in rules[:3]] == ["exact", "skip", "parallel"]
+    assert all(rule["check"] == "static" and rule["schedule"] for rule in rules[3:])
     assert len(content["measured"]["divergences"]) == 4
     assert content["check"]["same_tokens"] is True
     assert set(content["check"]["rates"]) == {"plain", "fixed", "auto"}
     assert [path.name for path in tmp_path.iterdir()] == ["tuned.json"]
+
+
+def test_a_profile_with_a_static_schedule_is_used(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_run, "choose_candidate", lambda candidates: candidates[-1])
+    code, out, err = command("--modes", "parallel", "--retentions", "0", "--window", "2")
+    assert code == 2  # tuning tries what it can, so it has no drafting flags
+    code, out, err = command("--modes", "skip", "--retentions", "0")
+    assert code == 0, err
+    assert "chosen: skip static retention 0" in out
+    profile = read_profile(tmp_path / "tuned.json")
+    assert (profile.draft.mode, profile.draft.check) == ("skip", "static")
+    models = [profile.models[name] for name in ("target_model", "drafter_model")]
+    pair = load_pair(*models, device="cpu", profile=profile)
+    assert pair.describe()["schedule"] == profile.draft.schedule
+    assert load_pair(*models, device="cpu", profile=profile, draft=DraftConfig()).mode == "skip"
 
 
 def test_formats_are_compared(command, tmp_path):
@@ -104,6 +127,7 @@ def test_a_missing_output_folder_is_created_and_reported(command, tmp_path):
         (["--prompts", "0"], "--prompts: '0' must be an integer >= 1"),
         (["--modes", "fast"], "'fast' must be among exact, skip, parallel"),
         (["--thresholds", "x"], "--thresholds: 'x'"),
+        (["--retentions", "1.5"], "--retentions: 1.5 must be a finite number >= 0 and <= 1"),
         (["--formats", "packed"], "'packed' must be TARGET/DRAFTER"),
         (["--formats", "float32/float32", "--draft_precision", "int8"], "leave --target_precision"),
         (["--formats", "float31/float32"], "'float31'"),

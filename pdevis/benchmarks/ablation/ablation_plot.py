@@ -1,7 +1,7 @@
-"""Pareto plot of an ablation: draft speedup against retention, a point per cell, and the frontier.
+"""Pareto plots of an ablation: retention against draft speedup and against serial depth, with a number per cell.
 
-Labels are in a column at the right, with a line from each to its point, so that they never overlap. In a large grid
-only `exact` and the cells on the frontier have labels: the table names all.
+The numbers stand at the points, and a list at the right says what they mean. In a large grid only `exact`, static cells
+and the cells on the frontier have numbers: the table names all.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pdevis.util.plotting import error_bars, mark_not_measured, new_figure, save, style_grid
+from pdevis.util.plotting import SMALL_FONT, error_bars, mark_not_measured, new_figure, save, style_grid
 
-MARKERS = {"exact": "o", "skip": "^", "parallel": "s"}
-FILLS = {"exact": "white", "skip": "0.7", "parallel": "black"}
-SHORT = {"threshold": "τ", "window": "W", "gamma": "γ"}
-MAX_LABELLED = 16  # cells: in a larger grid the lines from the labels to the points would cross too often
+MARKERS = {"exact": "o", "skip": "^", "parallel": "s", "skip static": "v", "parallel static": "D"}
+FILLS = {"exact": "white", "skip": "0.7", "parallel": "black", "skip static": "white", "parallel static": "0.85"}
+SHORT = {"threshold": "τ", "target_retention": "target ", "window": "W", "gamma": "γ"}
+MAX_NUMBERED = 24  # cells, of which all have a number
 HEIGHT_INCHES = 5.5
-LABEL_GAP = 0.045  # distance of labels, as a fraction of the axes' height
+
+
+def kind_of(cell: dict[str, Any]) -> str:
+    """Return the mode of a cell, with "static" if its schedule is fixed."""
+    return f"{cell['mode']} static" if cell["check"] == "static" else cell["mode"]
 
 
 def labels_of(cells: list[dict[str, Any]]) -> list[str]:
@@ -25,7 +29,10 @@ def labels_of(cells: list[dict[str, Any]]) -> list[str]:
     names = []
     for cell in cells:
         given = [(name, cell[name]) for name in varying if cell[name] is not None]
-        names.append(" ".join([cell["mode"], *(SHORT.get(name, "") + shown(value) for name, value in given)]))
+        words = [cell["mode"], *(SHORT.get(name, "") + shown(value) for name, value in given)]
+        if cell["corrections"] is not None:
+            words.append(Path(cell["corrections"]).name)
+        names.append(" ".join(words))
     return names
 
 
@@ -41,86 +48,76 @@ def draw_grid(summary: dict[str, Any], path: Path) -> None:
 def plot_grid(summary: dict[str, Any]) -> Any:
     """The matplotlib figure of an ablation."""
     cells = [cell for cell in summary["cells"] if "draft_speedup" in cell and "retention" in cell]
-    figure = new_figure(10, HEIGHT_INCHES)
-    axes = figure.subplots()
-    axes.set_xlabel("draft speedup (draft tokens/s over exact)")
-    axes.set_ylabel("retention (acceptance rate over exact)")
+    figure = new_figure(12, HEIGHT_INCHES)
+    by_speed, by_depth = figure.subplots(1, 2, sharey=True)
+    by_speed.set_xlabel("draft speedup (draft tokens/s over exact)")
+    by_depth.set_xlabel("serial depth (exact over this cell)")
+    by_speed.set_ylabel("retention (acceptance rate over exact)")
     state = "PARTIAL, " if summary["partial"] else ""
     title = f"{summary['benchmark']} ablation: {state}{summary['items']} questions, 95 % bootstrap intervals"
-    axes.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     if cells:
-        _points(axes, cells)
-        _labels(axes, cells)
+        _points(by_speed, cells, [cell["draft_speedup"] for cell in cells], "frontier")
+        _points(by_depth, cells, _depth_ratios(cells), None)
+        figure.legend(*by_speed.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+        _list_numbers(by_depth, cells)
     else:
-        mark_not_measured(axes)
+        mark_not_measured(by_speed)
+        mark_not_measured(by_depth)
     return figure
 
 
-def _points(axes: Any, cells: list[dict[str, Any]]) -> None:
-    for mode in dict.fromkeys(cell["mode"] for cell in cells):
-        members = [cell for cell in cells if cell["mode"] == mode]
-        x, x_lengths = error_bars([cell["draft_speedup"] for cell in members])
-        y, y_lengths = error_bars([cell["retention"] for cell in members])
+def _depth_ratios(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the serial depth of exact over that of each cell, without intervals."""
+    exact = next(cell["serial_depth"]["value"] for cell in cells if cell["mode"] == "exact")
+    ratios = [exact / cell["serial_depth"]["value"] for cell in cells]
+    return [{"value": ratio, "low": ratio, "high": ratio} for ratio in ratios]
+
+
+def _points(axes: Any, cells: list[dict[str, Any]], positions: list[dict[str, Any]], frontier: str | None) -> None:
+    """Draw a point per cell with its number, and the frontier under this label."""
+    for kind in dict.fromkeys(map(kind_of, cells)):
+        members = [(cell, position) for cell, position in zip(cells, positions) if kind_of(cell) == kind]
+        x, x_lengths = error_bars([position for _, position in members])
+        y, y_lengths = error_bars([cell["retention"] for cell, _ in members])
         axes.errorbar(
             x,
             y,
             xerr=x_lengths,
             yerr=y_lengths,
             linestyle="none",
-            marker=MARKERS[mode],
+            marker=MARKERS[kind],
             markersize=7,
             markeredgecolor="black",
-            markerfacecolor=FILLS[mode],
+            markerfacecolor=FILLS[kind],
             ecolor="0.7",
             elinewidth=0.8,
-            label=mode,
+            label=kind,
             zorder=3,
         )
-    frontier = sorted(
-        (cell["draft_speedup"]["value"], cell["retention"]["value"]) for cell in cells if cell["frontier"]
-    )
-    axes.plot(*zip(*frontier), color="black", linestyle="--", linewidth=1, label="frontier", zorder=2)
+    for number, (cell, position) in enumerate(zip(cells, positions), 1):
+        if is_numbered(cell, cells):
+            point = (position["value"], cell["retention"]["value"])
+            axes.annotate(str(number), point, (5, 5), textcoords="offset points", fontsize=SMALL_FONT, zorder=4)
+    if frontier:
+        members = [(cell, position) for cell, position in zip(cells, positions) if cell["frontier"]]
+        line = sorted((position["value"], cell["retention"]["value"]) for cell, position in members)
+        axes.plot(*zip(*line), color="black", linestyle="--", linewidth=1, label=frontier, zorder=2)
     style_grid(axes, "both")
-    axes.figure.legend(loc="outside lower center", ncols=5, frameon=False)
 
 
-def _labels(axes: Any, cells: list[dict[str, Any]]) -> None:
-    """Label the points, each label as near to the height of its point as the others allow."""
-    labelled = [
-        (cell, name)
-        for cell, name in zip(cells, labels_of(cells))
-        if len(cells) <= MAX_LABELLED or cell["frontier"] or cell["mode"] == "exact"
-    ][: int(1 / LABEL_GAP)]
-    labelled.sort(key=lambda pair: (pair[0]["retention"]["value"], pair[0]["draft_speedup"]["value"]))
-    low, high = axes.get_ylim()
-    wanted = [(cell["retention"]["value"] - low) / (high - low) for cell, _ in labelled]
-    for (cell, name), height in zip(labelled, spread(wanted, LABEL_GAP)):
-        axes.annotate(
-            name + " *" * cell["frontier"],
-            (cell["draft_speedup"]["value"], cell["retention"]["value"]),
-            (1.04, height),
-            textcoords="axes fraction",
-            fontsize=8,
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": "0.55",
-                "linewidth": 0.5,
-                "shrinkA": 1,
-                "shrinkB": 4,
-                "relpos": (0, 0.5),
-            },
-        )
+def is_numbered(cell: dict[str, Any], cells: list[dict[str, Any]]) -> bool:
+    """Return True if a cell has a number in the plot."""
+    important = cell["frontier"] or cell["mode"] == "exact" or cell["check"] == "static"
+    return len(cells) <= MAX_NUMBERED or important
 
 
-def spread(wanted: list[float], gap: float) -> list[float]:
-    """Move increasing heights so that they are at least `gap` apart within [0, 1] (at most 1 / gap + 1 heights)."""
-    heights: list[float] = []
-    for height in wanted:
-        heights.append(max(height, heights[-1] + gap) if heights else max(height, 0.0))
-    ceiling = 1.0
-    for i in range(len(heights) - 1, -1, -1):
-        heights[i] = min(heights[i], ceiling)
-        ceiling = heights[i] - gap
-    return heights
+def _list_numbers(axes: Any, cells: list[dict[str, Any]]) -> None:
+    """List what the numbers mean, at the right of the axes."""
+    lines = [
+        f"{number}  {name}" + " *" * cell["frontier"]
+        for number, (cell, name) in enumerate(zip(cells, labels_of(cells)), 1)
+        if is_numbered(cell, cells)
+    ]
+    text = "\n".join(lines[: 2 * MAX_NUMBERED])
+    axes.annotate(text, (1.03, 1), xycoords="axes fraction", va="top", fontsize=SMALL_FONT, annotation_clip=False)

@@ -37,25 +37,34 @@ GRID = {
     "checks": (str, "check", DraftConfig, ("planned",)),
     "thresholds": (float, "threshold", DraftConfig, (0.8, 0.9, 0.95)),
     "windows": (int, "window", DraftConfig, (2,)),
+    "retentions": (float, "retention", DraftConfig, (0.95,)),
     "gammas": (int, "gamma", DecodeConfig, (4,)),
 }
 SET_BY_GRID = {setting if setting != "mode" else "draft_mode": name for name, (_, setting, *_) in GRID.items()}
+NOT_IN_A_GRID = ("schedule", "corrections", "stagger")  # would turn every cell into a static one
 SUMS = ("drafted", "accepted", "draft_steps", "tokens", "rounds", "skipped", "depth", "draft_seconds", "seconds")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of the grid; values that its mode ignores are None."""
+    """One setting of the grid; values that its mode ignores are None.
+
+    `target_retention` is `DraftConfig.retention`, `corrections` the name of a file.
+    """
 
     mode: str
     check: str | None
     threshold: float | None
     window: int | None
     gamma: int
+    target_retention: float | None = None
+    corrections: str | None = None
 
     def draft(self, base: DraftConfig) -> DraftConfig:
         """Drafting settings of this cell: `base`, except for what the grid sets."""
         given = {name: value for name, value in asdict(self).items() if value is not None and name != "gamma"}
+        if "target_retention" in given:
+            given["retention"] = given.pop("target_retention")
         return replace(base, **given)
 
 
@@ -80,6 +89,8 @@ def ablation_parser(description: str, root: Path) -> Parser:
     for action in parser._actions:
         if action.dest in SET_BY_GRID:
             action.default, action.help = None, argparse.SUPPRESS
+        if action.dest in NOT_IN_A_GRID:
+            action.help = argparse.SUPPRESS
     group = parser.add_argument_group("grid", "Comma lists; every combination is a cell. exact is always among them.")
     for name, (convert, setting, config, default) in GRID.items():
         group.add_argument(
@@ -89,19 +100,30 @@ def ablation_parser(description: str, root: Path) -> Parser:
             metavar="LIST",
             help=f"values of {setting} (default: {','.join(map(str, default))})",
         )
+    text = "files of python -m pdevis.calibrate; each is a cell with the check static (default: none)"
+    group.add_argument("--corrections_files", type=comma_list(str), default=(), metavar="LIST", help=text)
     return parser
 
 
 def make_grid(args: argparse.Namespace) -> list[Cell]:
-    """The cells, `exact` first for each γ. `skip` with the planned check has no lanes, hence no window."""
+    """The cells, `exact` first for each γ.
+
+    `skip` has no lanes, hence no window, unless the check is inline; static schedules have a retention instead of a
+    threshold.
+    """
     cells: list[Cell] = []
     for gamma in args.gammas:
         cells.append(Cell("exact", None, None, None, gamma))
-        axes = itertools.product(args.modes, args.checks, args.thresholds, args.windows)
-        for mode, check, threshold, window in axes:
-            if mode != "exact":
-                lanes = None if (mode, check) == ("skip", "planned") else window
-                cells.append(Cell(mode, check, threshold, lanes, gamma))
+        axes = itertools.product(args.modes, args.checks, args.windows)
+        for mode, check, window in axes:
+            lanes = None if mode == "skip" and check != "inline" else window
+            if mode == "exact":
+                continue
+            if check == "static":
+                cells += [Cell(mode, check, None, lanes, gamma, retention) for retention in args.retentions]
+            else:
+                cells += [Cell(mode, check, threshold, lanes, gamma) for threshold in args.thresholds]
+        cells += [Cell("parallel", "static", None, None, gamma, None, file) for file in args.corrections_files]
     return list(dict.fromkeys(cells))
 
 
@@ -132,7 +154,11 @@ def make_grid_spec(args: argparse.Namespace, *, env: DistEnv, output: Output, fr
         if getattr(args, setting) is not None:
             raise ValueError(f"--{setting} {getattr(args, setting)}: the grid sets it; use --{name}")
     plain = DraftConfig(mode="exact")
-    unused = {"draft_mode": plain.mode, "check": plain.check, "threshold": plain.threshold, "window": plain.window}
+    for setting in NOT_IN_A_GRID:
+        if getattr(args, setting):
+            raise ValueError(f"--{setting}: cannot be part of a grid; use --checks static, or --corrections_files LIST")
+    names = [name for name in SET_BY_GRID if name not in ("draft_mode", "gamma")]
+    unused = {"draft_mode": plain.mode} | {name: getattr(plain, name) for name in names}
     run_args = argparse.Namespace(**{**vars(args), **unused, "gamma": args.gammas[0]})
     cells = tuple(make_grid(args))
     base = draft_config(run_args)

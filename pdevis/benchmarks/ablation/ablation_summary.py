@@ -31,6 +31,7 @@ from pdevis.benchmarks.summary.summary_table import NARROW_COLUMNS, run_lines
 from pdevis.util.console import MISSING, format_number, make_table
 
 SETTING = ("mode", "check", "threshold", "window", "gamma")
+STATIC_SETTING = ("target_retention", "corrections")  # which files before static schedules do not have
 NUMBERS = ("drafted", "accepted", "draft_steps", "tokens", "skipped", "depth", "draft_seconds", "seconds")
 
 
@@ -62,12 +63,17 @@ def load_grid(path: Path) -> Grid:
     if not isinstance(result, dict) or not isinstance(result.get("cells"), list) or "target" not in result:
         raise ValueError(f"{path}: must be an object with 'target' and 'cells': not the result of evaluate_ablation.py")
     try:
-        settings = [{name: cell[name] for name in SETTING} for cell in result["cells"]]
+        settings = [_read_setting(cell) for cell in result["cells"]]
         groups = [dict(enumerate(part["questions"])) for part in (result["target"], *result["cells"])]
         header = {key: value for key, value in result.items() if key not in ("target", "cells")}
         return _checked(Grid(path, header, settings, groups[0], groups[1:]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: a cell of the grid is incomplete: {type(error).__name__} {error}") from None
+
+
+def _read_setting(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return the setting of a cell. Raises KeyError if it is incomplete."""
+    return {name: cell[name] for name in SETTING} | {name: cell.get(name) for name in STATIC_SETTING}
 
 
 def _load_journals(path: Path, output: Path) -> Grid:
@@ -83,7 +89,8 @@ def _load_journals(path: Path, output: Path) -> Grid:
     for unit, entry in units.items():
         question, position = divmod(unit, len(groups))
         groups[position][question] = entry
-    return _checked(Grid(path, header, cells, groups[0], groups[1:], partial=True))
+    settings = [_read_setting(cell) for cell in cells]
+    return _checked(Grid(path, header, settings, groups[0], groups[1:], partial=True))
 
 
 def _checked(grid: Grid) -> Grid:
@@ -173,7 +180,9 @@ def show_grid(console: Console, summary: dict[str, Any]) -> None:
         rows.append(
             (
                 cell["mode"] + " *" * cell["frontier"],
-                *(MISSING if cell[name] is None else f"{cell[name]}" for name in SETTING[1:]),
+                *(MISSING if cell[name] is None else f"{cell[name]}" for name in ("check", "threshold")),
+                _retention_target(cell),
+                *(MISSING if cell[name] is None else f"{cell[name]}" for name in ("window", "gamma")),
                 format_interval(cell.get("draft_speedup"), 2, brief=brief),
                 format_interval(cell.get("retention"), 3, brief=brief),
                 format_interval(cell.get("acceptance_rate"), 3, brief=brief),
@@ -184,8 +193,15 @@ def show_grid(console: Console, summary: dict[str, Any]) -> None:
             )
         )
     columns = ("draft speedup", "retention", "acceptance", "skip", "depth", "speed / target", "equal", "failed")
-    console.print(make_table(("mode", "check", "threshold", "window", "γ", *columns), rows))
+    console.print(make_table(("mode", "check", "threshold", "target", "window", "γ", *columns), rows))
     console.print(
         Text("* on the frontier: no other cell is at least as good in draft speedup and retention, and better in one"),
         soft_wrap=True,
     )
+
+
+def _retention_target(cell: dict[str, Any]) -> str:
+    """Return the retention that a static schedule was chosen for, or the file that it comes from."""
+    if cell["corrections"] is not None:
+        return Path(cell["corrections"]).name
+    return MISSING if cell["target_retention"] is None else f"{cell['target_retention']:g}"

@@ -46,6 +46,7 @@ class Decoder:
         note: the reason if they need not be.
         draft_device: device of the drafter, if several are compared.
         overlap: name of the same decoder without drafting ahead; None: it does not draft ahead.
+        prepare: called before `decode`, and not timed.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Decoder:
     note: str | None = None
     draft_device: str | None = None
     overlap: str | None = None
+    prepare: Callable[[], None] = lambda: None
 
     def describe(self) -> dict[str, Any]:
         """Return all fields except name and function, ready for JSON."""
@@ -95,17 +97,23 @@ def speculative(
     """
     pair.configure(draft)
 
-    def decode(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
+    def prepare() -> None:
         if pair.draft != draft:  # configure() would drop what γ = "auto" has learnt about this drafter
             pair.configure(draft)
+
+    def decode(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
         config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=(), overlap=overlap)
         generation = pair.generate(ids, config, "speculative")
         return generation.ids, generation.stats
 
-    name = f"pdevis, {format_rule(draft, 'full', pair.mode)}, γ={gamma}" + (f" on {device}" if device else "")
+    name = f"pdevis, {format_rule(draft, 'full', pair.mode, pair.serial_layers())}, γ={gamma}" + (
+        f" on {device}" if device else ""
+    )
     if not overlap:
-        return Decoder(name, decode, "speculative", gamma=gamma, draft_device=device)
-    return Decoder(f"{name}, overlap", decode, "speculative", gamma=gamma, draft_device=device, overlap=name)
+        return Decoder(name, decode, "speculative", gamma=gamma, draft_device=device, prepare=prepare)
+    return Decoder(
+        f"{name}, overlap", decode, "speculative", gamma=gamma, draft_device=device, overlap=name, prepare=prepare
+    )
 
 
 def pairs_by_device(pair: SpeculativePair, device_lists: Sequence[str]) -> list[tuple[str | None, SpeculativePair]]:
@@ -131,6 +139,7 @@ def warm_up(decoders: Sequence[Decoder], ids: list[int]) -> DecoderSet:
     working = DecoderSet()
     for decoder in decoders:
         try:
+            decoder.prepare()
             decoder.decode(ids, WARM_UP_TOKENS)
         except Exception as error:
             if decoder.kind != "peer":
@@ -158,6 +167,7 @@ def measure(
     measured: dict[str, dict[str, Any]] = {}
     for index in measurement_order(len(decoders), prompt_number):
         decoder = decoders[index]
+        decoder.prepare()
         begin = time.perf_counter()
         new_ids, stats = decoder.decode(ids, length)
         seconds = time.perf_counter() - begin

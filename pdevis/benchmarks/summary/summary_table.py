@@ -19,7 +19,13 @@ SPEED_LABELS = {
     "speculative_over_target_speed": "speculative / target",
     "drafter_over_target_speed": "drafter / target",
 }
-DRAFTING_LABELS = {"mode": "mode", "check": "check", "threshold": "threshold", "window": "window"}
+DRAFTING_LABELS = {
+    "mode": "mode",
+    "check": "check",
+    "serial_layers": "serial layers",
+    "threshold": "threshold",
+    "window": "window",
+}
 
 
 @dataclass(frozen=True)

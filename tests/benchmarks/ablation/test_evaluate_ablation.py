@@ -44,6 +44,14 @@ def test_the_grid() -> None:
     assert Cell("parallel", "planned", 0.9, 3, 4) in cells
     assert len(grid("--modes", "skip", "--checks", "inline", "--windows", "2,3", "--thresholds", "0.9")) == 3
     assert [cell.mode for cell in grid("--modes", "exact", "--gammas", "1,2")] == ["exact", "exact"]
+    static = grid("--modes", "skip,parallel", "--checks", "static", "--retentions", "0.9,0.8", "--windows", "2,3")
+    assert len(static) == 1 + 2 + 4
+    assert Cell("skip", "static", None, None, 4, 0.8) in static
+    assert Cell("parallel", "static", None, 3, 4, 0.9).draft(DraftConfig()) == DraftConfig(
+        "parallel", check="static", window=3, retention=0.9
+    )
+    files = grid("--modes", "exact", "--corrections_files", "a.safetensors,b.safetensors")
+    assert files[1:] == [Cell("parallel", "static", None, None, 4, None, f"{name}.safetensors") for name in "ab"]
     base = DraftConfig(mode="exact", keep_first=3)
     assert Cell("skip", "inline", 0.7, 4, 6).draft(base) == DraftConfig("skip", 0.7, "inline", 4, keep_first=3)
 
@@ -58,6 +66,9 @@ def test_the_grid() -> None:
         (["--windows", "2,2"], "--windows: '2,2' names 2 twice"),
         (["--gamma", "5"], "--gamma 5: the grid sets it; use --gammas"),
         (["--draft_mode", "skip"], "--draft_mode skip: the grid sets it; use --modes"),
+        (["--corrections", "c.safetensors"], "--corrections: cannot be part of a grid; use --checks static"),
+        (["--schedule", "0-4"], "--schedule: cannot be part of a grid"),
+        (["--retentions", "2"], "--retentions: 2.0 must be a finite number >= 0 and <= 1"),
         (["--no-calibrate"], "check = 'planned' with calibrate = False"),
         (["--benchmark", "chess"], "--benchmark: 'chess' must be among wmt, mmlu"),
     ],

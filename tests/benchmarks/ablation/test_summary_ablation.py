@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from helpers import ROOT
+from pdevis.benchmarks.ablation.ablation_plot import kind_of, labels_of, plot_grid
 from pdevis.benchmarks.ablation.ablation_summary import load_grid, summarize_grid
 
 SETTINGS = [
@@ -76,6 +77,21 @@ def test_ratios_to_exact_of_the_same_gamma(tmp_path: Path) -> None:
 def test_frontier(tmp_path: Path) -> None:
     result = summary_of(tmp_path, grid())
     assert [cell["frontier"] for cell in result["cells"]] == [True, False, True, True]
+
+
+def test_static_cells_are_summarised_and_drawn(tmp_path: Path) -> None:
+    changed = grid()
+    changed["cells"][1] |= {"check": "static", "threshold": None, "target_retention": 0.9}
+    changed["cells"][2] |= {"check": "static", "threshold": None, "window": None, "corrections": "made/c.safetensors"}
+    result = summary_of(tmp_path, changed)
+    assert [cell["target_retention"] for cell in result["cells"]] == [None, 0.9, None, None]
+    assert labels_of(result["cells"])[1:3] == ["skip static γ4", "parallel static γ4 c.safetensors"]
+    assert [kind_of(cell) for cell in result["cells"]] == ["exact", "skip static", "parallel static", "exact"]
+    left, right = plot_grid(result).axes
+    numbers = [text.get_text() for text in left.texts]
+    assert numbers == ["1", "2", "3", "4"]
+    assert [text.get_text() for text in right.texts][:4] == numbers
+    assert right.texts[4].get_text().splitlines()[1] == "2  skip static γ4"
 
 
 def test_failed_questions_are_counted_and_left_out_of_the_pairs(tmp_path: Path) -> None:
