@@ -73,6 +73,10 @@ class DraftConfig:
             raise ValueError(f"schedule = {self.schedule!r}: must be groups such as 0-1,2+3,4, or {AUTO}")
         if self.schedule is not None and self.check == "inline":
             raise ValueError(f"schedule = {self.schedule!r}: needs check = 'static' or 'planned', not 'inline'")
+        if self.check == "planned" and not self.calibrate and self.mode in SUBLAYER_MODES:
+            raise ValueError(
+                "check = 'planned' with calibrate = False: must be 'inline', as calibration makes the schedules"
+            )
         self._check_corrections()
 
     def _check_corrections(self) -> None:
@@ -84,10 +88,6 @@ class DraftConfig:
             raise ValueError(f"corrections = {self.corrections!r}: needs check = 'static' or 'planned', not 'inline'")
         if self.stagger:
             raise ValueError(f"corrections = {self.corrections!r}: are for wide layers, so stagger must be False")
-        if self.check == "planned" and not self.calibrate and self.mode in SUBLAYER_MODES:
-            raise ValueError(
-                "check = 'planned' with calibrate = False: must be 'inline', as calibration makes the schedules"
-            )
 
     @property
     def asks_for_schedules(self) -> bool:

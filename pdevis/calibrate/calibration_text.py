@@ -85,7 +85,7 @@ def read_calibration_text(
 def _encode_own(tokenizer: Any) -> list[list[int]]:
     """Encode each question and answer, in the chat template if the tokenizer has one."""
     texts = []
-    for line in OWN_TEXT.read_text(encoding="utf-8").splitlines():
+    for line in read_text(OWN_TEXT).splitlines():
         item = parse_json(line)
         has_template = bool(getattr(tokenizer, "chat_template", None))
         question = encode_prompt(tokenizer, item["user"], has_template, "the drafter")

@@ -23,7 +23,7 @@ from pdevis.calibrate.choose_schedule import Part, choose_schedule, measure_part
 from pdevis.calibrate.teacher_forcing import ExactStates
 from pdevis.config import AUTO, DraftConfig
 from pdevis.drafting.corrections import weights_fingerprint
-from pdevis.drafting.schedule import free_layers, parse_schedule
+from pdevis.drafting.schedule import parse_schedule
 from pdevis.loading.model_builder import build_model, model_fingerprint
 from pdevis.loading.pair_builder import BuiltPair, drafts_for_itself
 from pdevis.models.stack import DecoderStack
@@ -174,14 +174,10 @@ def read_text_for(stack: DecoderStack, tokenizer: Any, calibration_text: str | P
 
 
 def check_windows(draft: DraftConfig, layers: int) -> None:
-    """Raise ValueError if a group may have more lanes than the drafter has layers to group."""
-    free = len(free_layers(layers, draft))
-    if draft.mode != "skip" and draft.attention_lanes > max(free, 1):
+    """Raise ValueError if a group may have more lanes than the drafter has layers."""
+    if draft.mode != "skip" and draft.attention_lanes > layers:
         name = "attention_window" if draft.attention_window else "window"
-        raise ValueError(
-            f"{name} = {draft.attention_lanes}: must be at most {free}, as the drafter has {layers} layers, of which "
-            f"the first {draft.keep_first} and the last {draft.keep_last} run alone"
-        )
+        raise ValueError(f"{name} = {draft.attention_lanes}: must be at most {layers}, the drafter's number of layers")
 
 
 @dataclass(frozen=True)

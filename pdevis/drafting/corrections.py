@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pdevis.models.layers import StackWeights
-from pdevis.util.files import expand_user, write_atomic
+from pdevis.util.files import expand_user, parse_json, write_atomic
 
 FORMAT, VERSION = "pdevis corrections", "1"
 SAMPLED_ROWS = 64  # of the embedding, in a fingerprint
@@ -137,7 +137,7 @@ def _read(file: Path, changed_ns: int, size: int) -> Corrections:
     try:
         names = sorted(name.removesuffix(".v") for name in tensors if name.endswith(".v"))
         maps = {name: LinearMap(tensors.get(f"{name}.u"), tensors[f"{name}.v"]) for name in names}
-        provenance = json.loads(metadata["provenance"])
+        provenance = parse_json(metadata["provenance"])
         return Corrections(metadata["model"], metadata["schedule"], maps, provenance, str(file))
     except (KeyError, ValueError) as error:
         raise ValueError(f"corrections = {str(file)!r}: broken: {error}") from None

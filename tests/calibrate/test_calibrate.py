@@ -228,8 +228,8 @@ def test_a_retention_of_one_keeps_every_layer_that_matters(tiny_model, tmp_path,
 def test_settings_of_a_schedule_that_cannot_be_are_one_line(tiny_model, tmp_path, monkeypatch):
     source, log = make_source(make_stack(tiny_model), tmp_path, monkeypatch)
     for settings, message in (
-        ({"window": 4}, "window = 4: must be at most 3, as the drafter has 6 layers"),
-        ({"attention_window": 9}, "attention_window = 9: must be at most 3"),
+        ({"window": 7}, "window = 7: must be at most 6, the drafter's number of layers"),
+        ({"attention_window": 9}, "attention_window = 9: must be at most 6"),
         ({"schedule": "0-9"}, "has layers 0 to 5 only"),
         ({"schedule": "0,1+2;0-9"}, "has layers 0 to 5 only"),
     ):

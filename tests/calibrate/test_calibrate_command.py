@@ -68,7 +68,7 @@ def test_from_command_to_drafts(command, tmp_path):
     [
         (["--rank", "0"], "--rank: '0' must be an integer >= 1"),
         (["--ridge", "0"], "--ridge: '0' must be a number > 0"),
-        (["--window", "40"], "window = 40: must be at most 2, as the drafter has 5 layers"),
+        (["--window", "40"], "window = 40: must be at most 5, the drafter's number of layers"),
         (["--retention", "2"], "--retention: 2.0 must be a finite number >= 0 and <= 1"),
         (["--calibration_text", "/no/such.txt"], "calibration_text = '/no/such.txt': cannot be read"),
         (["--threshold", "0.5"], "unknown flag --threshold"),

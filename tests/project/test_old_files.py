@@ -146,7 +146,9 @@ def listed_flags(text: str) -> list[str]:
 
 @pytest.mark.parametrize("command", [name for name in FLAGS if not name.startswith("-m pdevis.l")])
 def test_help_lists_the_same_flags(command: str) -> None:
-    assert listed_flags(namespace(command)["build_parser"]().format_help()) == FLAGS[command]
+    """Flags only get added."""
+    listed = listed_flags(namespace(command)["build_parser"]().format_help())
+    assert [flag for flag in listed if flag in FLAGS[command]] == FLAGS[command]
 
 
 @pytest.mark.parametrize("command", ["", "run"])

@@ -25,14 +25,16 @@ def kind_of(cell: dict[str, Any]) -> str:
 
 def labels_of(cells: list[dict[str, Any]]) -> list[str]:
     """Short name of each cell: its mode, and the settings that differ between the cells that have them."""
-    varying = [name for name in ("check", *SHORT) if len({cell[name] for cell in cells if cell[name] is not None}) > 1]
+
+    def values(cell: dict[str, Any]) -> dict[str, Any]:
+        return {name: cell[name] for name in ("check", *SHORT) if cell.get(name) not in (None, "static")}
+
+    varying = {name for name in ("check", *SHORT) if len({values(cell).get(name) for cell in cells} - {None}) > 1}
     names = []
     for cell in cells:
-        given = [(name, cell[name]) for name in varying if cell[name] is not None]
-        words = [cell["mode"], *(SHORT.get(name, "") + shown(value) for name, value in given)]
-        if cell["corrections"] is not None:
-            words.append(Path(cell["corrections"]).name)
-        names.append(" ".join(words))
+        given = [SHORT.get(name, "") + shown(value) for name, value in values(cell).items() if name in varying]
+        file = [Path(cell["corrections"]).name] if cell.get("corrections") else []
+        names.append(" ".join([kind_of(cell), *given, *file]))
     return names
 
 

@@ -73,7 +73,7 @@ def load_grid(path: Path) -> Grid:
 
 def _read_setting(cell: dict[str, Any]) -> dict[str, Any]:
     """Return the setting of a cell. Raises KeyError if it is incomplete."""
-    return {name: cell[name] for name in SETTING} | {name: cell.get(name) for name in STATIC_SETTING}
+    return {name: cell[name] for name in SETTING} | {name: cell[name] for name in STATIC_SETTING if name in cell}
 
 
 def _load_journals(path: Path, output: Path) -> Grid:
@@ -202,6 +202,7 @@ def show_grid(console: Console, summary: dict[str, Any]) -> None:
 
 def _retention_target(cell: dict[str, Any]) -> str:
     """Return the retention that a static schedule was chosen for, or the file that it comes from."""
-    if cell["corrections"] is not None:
+    if cell.get("corrections"):
         return Path(cell["corrections"]).name
-    return MISSING if cell["target_retention"] is None else f"{cell['target_retention']:g}"
+    target = cell.get("target_retention")
+    return MISSING if target is None else f"{target:g}"

@@ -84,7 +84,7 @@ def test_static_cells_are_summarised_and_drawn(tmp_path: Path) -> None:
     changed["cells"][1] |= {"check": "static", "threshold": None, "target_retention": 0.9}
     changed["cells"][2] |= {"check": "static", "threshold": None, "window": None, "corrections": "made/c.safetensors"}
     result = summary_of(tmp_path, changed)
-    assert [cell["target_retention"] for cell in result["cells"]] == [None, 0.9, None, None]
+    assert [cell.get("target_retention") for cell in result["cells"]] == [None, 0.9, None, None]
     assert labels_of(result["cells"])[1:3] == ["skip static γ4", "parallel static γ4 c.safetensors"]
     assert [kind_of(cell) for cell in result["cells"]] == ["exact", "skip static", "parallel static", "exact"]
     left, right = plot_grid(result).axes
