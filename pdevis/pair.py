@@ -25,7 +25,7 @@ from pdevis.devices import use_all_cores
 from pdevis.drafting.corrections import load_corrections
 from pdevis.drafting.drafter import Drafter
 from pdevis.drafting.rule import resolve_rule
-from pdevis.drafting.schedule import parse_schedule
+from pdevis.drafting.schedule import parse_schedules
 from pdevis.generation import DecodeStats, Generation, TokenEvent
 from pdevis.loading.model_builder import build_model
 from pdevis.loading.pair_builder import BuiltPair, PairSpec, build_pair, compile_pair
@@ -172,7 +172,7 @@ class SpeculativePair:
         if not draft.uses_prepared_schedules:
             return None
         layers = self.workers.load_spec.config.num_hidden_layers if self.workers else len(self.drafter.layers)
-        depths = [parse_schedule(text, layers).depth / 2 for text in draft.schedule.split(";")]
+        depths = [schedule.depth / 2 for schedule in parse_schedules(draft.schedule, layers)]
         return f"{layers} → {' or '.join(f'{depth:g}' for depth in sorted(depths))}"
 
     def reset(self) -> None:
@@ -393,6 +393,6 @@ def _schedule_source(
     def make() -> ScheduleSource:
         from pdevis.calibrate.schedule_source import source_of_pair  # most runs need none of its modules
 
-        return source_of_pair(built, drafter, options.calibration_text, options.on_progress)
+        return source_of_pair(built, drafter, options.calibration_text)
 
     return make

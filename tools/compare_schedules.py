@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pdevis.cli import DEFAULT_TARGET, Parser, run_main
 from pdevis.config import SUBLAYER_MODES, DraftConfig
@@ -73,21 +73,19 @@ class Setup:
         """Return the measurements of a schedule."""
         import torch
 
-        from pdevis.drafting.wide_layers import make_layer
+        from pdevis.drafting.wide_layers import make_layers
 
         options = () if corrections is None else (corrections,)
         with torch.inference_mode():
-            layers = [make_layer(self.stack, group, *options) for group in schedule.groups]
-            change = self.judged.output_change(self.judged.run(layers, self.judged.hidden[0]))
+            change = self.judged.change_under(make_layers(self.stack, schedule, *options))
         numbers = (change.kl, change.changed, change.retention, change.self_retention)
         return (name, f"{schedule.layers * 2 / schedule.depth:.2f}x", *(f"{number:.3f}" for number in numbers))
 
 
 def set_up(args: Namespace, log: Callable[[str], None]) -> Setup:
     """Load the drafter, read the texts, and measure the parts. Raises ValueError for a user's mistake."""
-    from pdevis.calibrate.calibration_text import read_calibration_text
     from pdevis.calibrate.choose_schedule import cosine_effects, measure_parts
-    from pdevis.calibrate.schedule_source import PART_POSITIONS
+    from pdevis.calibrate.schedule_source import PART_POSITIONS, read_text_for
     from pdevis.calibrate.teacher_forcing import ExactStates
     from pdevis.models.stack import DecoderStack
     from pdevis.pair import load_pair
@@ -97,13 +95,10 @@ def set_up(args: Namespace, log: Callable[[str], None]) -> Setup:
     if not isinstance(stack, DecoderStack):
         raise ValueError(f"--model {args.model}: must be a model whose layers pdevis runs itself")
 
-    def read(file: str | None) -> Any:
-        return read_calibration_text(pair.tokenizer, stack.vocab_size, stack.context_length, file)
-
-    text = read(args.calibration_text)
+    text = read_text_for(stack, pair.tokenizer, args.calibration_text)
     log(f"reading {text.tokens} tokens of {text.name}")
     fitted = {tokens: ExactStates(stack, text.fitted, tokens) for tokens in args.tokens}
-    judged_text = read(args.text) if args.text else None
+    judged_text = read_text_for(stack, pair.tokenizer, args.text) if args.text else None
     documents = [*judged_text.fitted, *judged_text.held_out] if judged_text else text.held_out
     config = DraftConfig(mode=args.mode, check="static", window=args.window)
     states = ExactStates(stack, text.held_out, PART_POSITIONS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
@@ -12,19 +11,19 @@ import torch
 from rich.table import Table
 
 from pdevis.calibrate.calibration_text import CalibrationText
-from pdevis.calibrate.choose_schedule import ChosenSchedule, choose_schedule, measure_parts
+from pdevis.calibrate.choose_schedule import ChosenSchedule
 from pdevis.calibrate.fit_corrections import FitSettings, fit_corrections
-from pdevis.calibrate.schedule_source import PART_POSITIONS, SCHEDULE_POSITIONS, check_windows, read_text_for
+from pdevis.calibrate.schedule_source import MeasuredParts, check_windows, read_text_for
 from pdevis.calibrate.teacher_forcing import ExactStates, OutputChange
 from pdevis.config import DraftConfig
 from pdevis.drafting.corrections import NO_CORRECTIONS, Corrections, save_corrections
 from pdevis.drafting.schedule import Schedule
-from pdevis.drafting.wide_layers import PreparedLayer, make_layer
+from pdevis.drafting.wide_layers import PreparedLayer, make_layers
 from pdevis.loading.pair_builder import drafts_for_itself
 from pdevis.models.stack import DecoderStack
-from pdevis.pair import load_pair
-from pdevis.util.console import make_console, make_table
-from pdevis.util.files import FileLock, prepare_output_file
+from pdevis.pair import SpeculativePair, load_pair
+from pdevis.util.console import StderrLog, make_console, make_table
+from pdevis.util.files import locked_new_file
 from pdevis.util.labels import format_models
 from pdevis.util.provenance import now, versions
 
@@ -37,37 +36,23 @@ def run_calibrate(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a user's mistake or a failing disk, in one line. KeyboardInterrupt: no file was written.
     """
-    prepare_output_file(args.output)
-    with FileLock(args.output):
-        if args.output.exists() and not args.overwrite:
-            raise ValueError(f"--output {args.output}: already exists: --overwrite replaces it")
-        try:
-            return _calibrate_into(args)
-        except KeyboardInterrupt:
-            print(f"stopped: {args.output} has not been written", file=sys.stderr)
-            raise
+    with locked_new_file(args.output, args.overwrite):
+        return _calibrate_into(args)
 
 
 def _calibrate_into(args: argparse.Namespace) -> int:
-    start = time.perf_counter()
-
-    def log(text: str) -> None:
-        print(f"[{time.perf_counter() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
-
-    draft = _draft_settings(args)
-    names = ("device", "target_device", "draft_device", "target_precision", "draft_precision", "draft_vocab")
-    options = {name: getattr(args, name) for name in names}
-    pair = load_pair(args.target_model, args.drafter_model, **options, draft=DraftConfig(mode="exact"), on_progress=log)
-    if not isinstance(pair.drafter, DecoderStack):
-        pair.close()
-        raise ValueError(
-            f"--drafter_model {args.drafter_model}: must be a drafter whose layers pdevis runs itself, on one device"
-        )
-    check_windows(draft, len(pair.drafter.layers))
-    text = read_text_for(pair.drafter, pair.tokenizer, args.calibration_text)
-    run = CalibrationRun(pair.drafter, text, FitSettings(args.ridge, rank=args.rank), log)
-    chosen = run.choose(draft, drafts_for_itself=drafts_for_itself(pair.labels))
-    corrections = run.fit(chosen.schedule)
+    """Choose, fit, write the locked file and show what was chosen."""
+    log, draft = StderrLog(), _draft_settings(args)
+    try:
+        pair = _load(args, log)
+        check_windows(draft, len(pair.drafter.layers))
+        text = read_text_for(pair.drafter, pair.tokenizer, args.calibration_text)
+        run = CalibrationRun(pair.drafter, text, draft, FitSettings(args.ridge, rank=args.rank), log)
+        chosen = run.choose(draft.retention, drafts_for_itself=drafts_for_itself(pair.labels))
+        corrections = run.fit(chosen.schedule)
+    except KeyboardInterrupt:
+        print(f"stopped: {args.output} has not been written", file=sys.stderr)
+        raise
     save_corrections(args.output, corrections)
     console = make_console()
     for label in format_models(pair.labels):
@@ -79,6 +64,19 @@ def _calibrate_into(args: argparse.Namespace) -> int:
     return 0
 
 
+def _load(args: argparse.Namespace, log: StderrLog) -> SpeculativePair:
+    """Load the pair, with an exact drafter in this process. Raises ValueError if the drafter is another one."""
+    names = ("device", "target_device", "draft_device", "target_precision", "draft_precision", "draft_vocab")
+    options = {name: getattr(args, name) for name in names}
+    pair = load_pair(args.target_model, args.drafter_model, **options, draft=DraftConfig(mode="exact"), on_progress=log)
+    if not isinstance(pair.drafter, DecoderStack):
+        pair.close()
+        raise ValueError(
+            f"--drafter_model {args.drafter_model}: must be a drafter whose layers pdevis runs itself, on one device"
+        )
+    return pair
+
+
 def _draft_settings(args: argparse.Namespace) -> DraftConfig:
     given = {field.name: getattr(args, field.name) for field in fields(DraftConfig) if hasattr(args, field.name)}
     return DraftConfig(**given | {"mode": args.draft_mode, "check": "static"})
@@ -88,14 +86,19 @@ class CalibrationRun:
     """One drafter and text: chooses a schedule, and fits its corrections."""
 
     def __init__(
-        self, stack: DecoderStack, text: CalibrationText, settings: FitSettings, log: Callable[[str], None]
+        self,
+        stack: DecoderStack,
+        text: CalibrationText,
+        draft: DraftConfig,
+        settings: FitSettings,
+        log: Callable[[str], None],
     ) -> None:
-        self.stack, self.text, self.settings, self.log = stack, text, settings, log
+        self.stack, self.settings, self.log = stack, settings, log
         log(f"reading {text.tokens} tokens of {text.name}")
         with torch.inference_mode():
             self.fitted = ExactStates(stack, text.fitted, None)
             self.searched = ExactStates(stack, text.fitted, SEARCH_POSITIONS)
-            self.held_out = ExactStates(stack, text.held_out, SCHEDULE_POSITIONS)
+        self.measured = MeasuredParts.measure(stack, text, draft, log)
         tokens = len(self.fitted.hidden[0])
         self.provenance = {
             "text": text.name,
@@ -107,19 +110,9 @@ class CalibrationRun:
             "versions": str(versions()),
         }
 
-    def choose(self, draft: DraftConfig, *, drafts_for_itself: bool) -> ChosenSchedule:
-        """Return the fastest schedule that is predicted to keep `draft.retention` with corrections."""
-        states = ExactStates(self.stack, self.text.held_out, PART_POSITIONS)
-        parts = measure_parts(self.stack, states, draft, self.text.held_out[0], self.log)
-        return choose_schedule(
-            self.stack,
-            self.held_out,
-            parts,
-            draft.retention,
-            self.log,
-            drafts_for_itself=drafts_for_itself,
-            prepare=self._corrected_layers,
-        )
+    def choose(self, retention: float, *, drafts_for_itself: bool) -> ChosenSchedule:
+        """Return the fastest schedule that is predicted to keep `retention` with corrections."""
+        return self.measured.choose(retention, drafts_for_itself, self.log, self._corrected_layers)
 
     def fit(self, schedule: Schedule) -> Corrections:
         """Fit the corrections of a schedule."""
@@ -130,13 +123,12 @@ class CalibrationRun:
     def _corrected_layers(self, schedule: Schedule) -> Sequence[PreparedLayer]:
         self.log(f"fitting corrections for {schedule.depth / 2:g} serial layers")
         corrections = fit_corrections(self.stack, self.searched, schedule, self.settings)
-        return [make_layer(self.stack, group, corrections) for group in schedule.groups]
+        return make_layers(self.stack, schedule, corrections)
 
     @torch.inference_mode()
     def change(self, schedule: Schedule, corrections: Corrections = NO_CORRECTIONS) -> OutputChange:
         """Measure the change of the output on text that was not fitted."""
-        layers = [make_layer(self.stack, group, corrections) for group in schedule.groups]
-        return self.held_out.output_change(self.held_out.run(layers, self.held_out.hidden[0]))
+        return self.measured.states.change_under(make_layers(self.stack, schedule, corrections))
 
 
 def _result_table(chosen: ChosenSchedule, corrected: OutputChange, plain: OutputChange) -> Table:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -23,7 +24,7 @@ from pdevis.calibrate.teacher_forcing import ExactStates, OutputChange
 from pdevis.config import DraftConfig
 from pdevis.drafting.divergence import similarity
 from pdevis.drafting.schedule import Group, Schedule, exact_schedule, free_layers
-from pdevis.drafting.wide_layers import PreparedLayer, make_layer
+from pdevis.drafting.wide_layers import PreparedLayer, make_layer, make_layers
 from pdevis.models.stack import DecoderStack
 
 EFFECT_STEPS = 200  # resolution of the total effect in the dynamic program
@@ -105,12 +106,12 @@ def measure_parts(
         on_progress: called with a line of text at each layer.
     """
     layers = len(stack.layers)
-    exact = [make_layer(stack, group) for group in exact_schedule(layers).groups]
+    exact = make_layers(stack, exact_schedule(layers))
     allowed = allowed_parts(layers, config)
     on_progress("timing groups of layers")
     forms = dict.fromkeys(GroupForm.of(group) for _, _, group in allowed if group)
     seconds = time_forms(stack, [GroupForm(1, 1, "both"), *forms], ids)
-    noise = states.output_change(states.run(exact, states.hidden[0])).kl  # of rounding
+    noise = states.change_under(exact).kl  # of rounding
     parts = [Part(i, i + 1, Group((i,)), seconds[GroupForm(1, 1, "both")], 0.0) for i in range(layers)]
     previous = None
     for first, end, group in allowed:
@@ -190,7 +191,7 @@ def choose_schedule(
         prepare: makes the layers of a schedule; None: without corrections.
     """
     layers = len(stack.layers)
-    prepare = prepare or (lambda schedule: [make_layer(stack, group) for group in schedule.groups])
+    prepare = prepare or partial(make_layers, stack)
     exact, exact_seconds = fastest_schedule(parts, layers, 1e-9)
     best = ChosenSchedule(exact, exact_seconds, exact_seconds, OutputChange(0.0, 0.0, 1.0, 1.0), 1.0)
     low, high = SMALLEST_EFFECT, LARGEST_EFFECT
@@ -199,7 +200,7 @@ def choose_schedule(
         middle = (low * high) ** 0.5
         schedule, seconds = fastest_schedule(parts, layers, middle)
         if schedule not in tried:
-            tried[schedule] = states.output_change(states.run(prepare(schedule), states.hidden[0]))
+            tried[schedule] = states.change_under(prepare(schedule))
         change = tried[schedule]
         predicted = change.self_retention if drafts_for_itself else change.retention
         on_progress(f"{schedule.depth / 2:g} serial layers: {predicted:.3f} of the acceptance rate predicted")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -12,6 +11,7 @@ import torch
 from pdevis.drafting.schedule import Group
 from pdevis.drafting.wide_layers import PreparedLayer, make_layer
 from pdevis.models.stack import DecoderStack
+from pdevis.tune.timing import synchronized_time
 
 REPEATS = 15
 GROUPS_TIMED = 8  # of each form, in different places: more weights than a cache holds
@@ -64,13 +64,7 @@ def time_forms(stack: DecoderStack, forms: Sequence[GroupForm], ids: Sequence[in
 def _run_seconds(stack: DecoderStack, layers: Sequence[PreparedLayer]) -> float:
     """Time layers on one token; the step is not committed, so that its cache entries will be overwritten."""
     step, h = stack.begin(1), stack.embed(torch.tensor([0], device=stack.device))
-    begin = _synchronized_time(stack.device)
+    begin = synchronized_time(stack.device)
     for layer in layers:
         h = layer.run(stack, h, step)
-    return _synchronized_time(stack.device) - begin
-
-
-def _synchronized_time(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return synchronized_time(stack.device) - begin

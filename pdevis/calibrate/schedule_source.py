@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from pdevis.calibrate.calibration_text import CalibrationText, read_calibration_text
-from pdevis.calibrate.choose_schedule import Part, choose_schedule, measure_parts
+from pdevis.calibrate.choose_schedule import ChosenSchedule, Part, choose_schedule, measure_parts
 from pdevis.calibrate.teacher_forcing import ExactStates
 from pdevis.config import AUTO, DraftConfig
 from pdevis.drafting.corrections import weights_fingerprint
-from pdevis.drafting.schedule import parse_schedule
+from pdevis.drafting.schedule import Schedule, parse_schedules
+from pdevis.drafting.wide_layers import PreparedLayer
 from pdevis.loading.model_builder import build_model, model_fingerprint
 from pdevis.loading.pair_builder import BuiltPair, drafts_for_itself
 from pdevis.models.stack import DecoderStack
@@ -46,6 +47,16 @@ class ScheduleChoice:
     kl: float
     changed: float
     retention: float
+
+    @classmethod
+    def of(cls, chosen: ChosenSchedule) -> ScheduleChoice:
+        return cls(
+            schedule=str(chosen.schedule),
+            seconds_ratio=chosen.seconds / chosen.exact_seconds,
+            kl=chosen.change.kl,
+            changed=chosen.change.changed,
+            retention=chosen.retention,
+        )
 
 
 class ScheduleSource:
@@ -97,7 +108,7 @@ class ScheduleSource:
             if draft.check == "planned":  # a narrow one too
                 narrow = self.choose(replace(draft, retention=1 - NARROW_RETENTION * (1 - draft.retention)))
                 text = ";".join(dict.fromkeys((text, narrow.schedule)))
-        schedules = [parse_schedule(part, layers) for part in text.split(";")]
+        schedules = parse_schedules(text, layers)
         mode = draft.mode
         if mode == AUTO:
             widest = max(schedule.lanes for schedule in schedules)
@@ -118,8 +129,10 @@ class ScheduleSource:
         if rule not in self._measured:
             stack = stack or self.load_drafter()
             text = read_text_for(stack, self.tokenizer, self.calibration_text)
+            self.on_progress(f"choosing a static schedule on {text.tokens} tokens of {text.name}")
             self._measured[rule] = MeasuredParts.measure(stack, text, draft, self.on_progress)
-        choice = self._measured[rule].choose(draft.retention, self.drafts_for_itself, self.on_progress)
+        chosen = self._measured[rule].choose(draft.retention, self.drafts_for_itself, self.on_progress)
+        choice = ScheduleChoice.of(chosen)
         with contextlib.suppress(OSError):  # without it the next start chooses again
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, encode_json(asdict(choice)) + b"\n")
@@ -141,18 +154,13 @@ class ScheduleSource:
         return cache_root() / "schedules" / f"{digest}.json"
 
 
-def source_of_pair(
-    built: BuiltPair,
-    drafter: object,
-    calibration_text: str | PathLike[str] | None,
-    on_progress: Callable[[str], None],
-) -> ScheduleSource:
+def source_of_pair(built: BuiltPair, drafter: object, calibration_text: str | PathLike[str] | None) -> ScheduleSource:
     """Return the source of schedules for a pair.
 
     Args:
         built: the pair.
         drafter: the stack, if it is in this process. Otherwise it is loaded once more while a schedule is chosen.
-        calibration_text, on_progress: as for `ScheduleSource`.
+        calibration_text: as for `ScheduleSource`.
     """
     spec = built.draft_spec
     return ScheduleSource(
@@ -164,7 +172,6 @@ def source_of_pair(
         tokenizer=built.tokenizer,
         drafts_for_itself=drafts_for_itself(built.labels),
         calibration_text=calibration_text,
-        on_progress=on_progress,
     )
 
 
@@ -193,21 +200,28 @@ class MeasuredParts:
         cls, stack: DecoderStack, text: CalibrationText, draft: DraftConfig, on_progress: Callable[[str], None]
     ) -> MeasuredParts:
         """Measure on a text; takes up to a few minutes."""
-        on_progress(f"choosing a static schedule on {text.tokens} tokens of {text.name}")
         with torch.inference_mode():
             states = ExactStates(stack, text.held_out, PART_POSITIONS)
             parts = measure_parts(stack, states, draft, text.held_out[0], on_progress)
             return cls(stack, ExactStates(stack, text.held_out, SCHEDULE_POSITIONS), parts)
 
-    def choose(self, retention: float, drafts_for_itself: bool, on_progress: Callable[[str], None]) -> ScheduleChoice:
-        """Choose the fastest schedule that is predicted to keep this part of the acceptance rate."""
-        chosen = choose_schedule(
-            self.stack, self.states, self.parts, retention, on_progress, drafts_for_itself=drafts_for_itself
-        )
-        return ScheduleChoice(
-            schedule=str(chosen.schedule),
-            seconds_ratio=chosen.seconds / chosen.exact_seconds,
-            kl=chosen.change.kl,
-            changed=chosen.change.changed,
-            retention=chosen.retention,
+    def choose(
+        self,
+        retention: float,
+        drafts_for_itself: bool,
+        on_progress: Callable[[str], None],
+        prepare: Callable[[Schedule], Sequence[PreparedLayer]] | None = None,
+    ) -> ChosenSchedule:
+        """Choose the fastest schedule that is predicted to keep this part of the acceptance rate.
+
+        Arguments as for `choose_schedule`.
+        """
+        return choose_schedule(
+            self.stack,
+            self.states,
+            self.parts,
+            retention,
+            on_progress,
+            drafts_for_itself=drafts_for_itself,
+            prepare=prepare,
         )

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pdevis.drafting.wide_layers import PreparedLayer
 from pdevis.models.kv_cache import split_keys_values
-from pdevis.models.layers import Attention, apply_rotary
+from pdevis.models.layers import Attention
 from pdevis.models.stack import DecoderStack
 
 FIRST_POSITION = 8  # of a document; tokens before it have hardly any context
@@ -102,12 +102,9 @@ class ExactStates:
 
     def mix_heads(self, attention: Attention, h: Tensor, step: None = None) -> Tensor:
         """Compute `DecoderStack.mix_heads` for h [P, H]: on exact entries, and on a position's own new one."""
-        w, lanes = self.stack.weights, len(attention.layers)
-        groups, qk_heads = w.heads // w.kv_heads, w.heads + w.kv_heads
-        qkv = attention.qkv(attention.norm(h)).view(len(h), lanes, -1, w.head_dim)
-        if attention.qk_norm is not None:
-            qkv[:, :, :qk_heads] = attention.qk_norm(qkv[:, :, :qk_heads])
-        qkv = apply_rotary(qkv, self.rope)
+        w = self.stack.weights
+        groups = w.heads // w.kv_heads
+        qkv = self.stack.project_heads(attention, h, self.rope)
         queries = qkv[:, :, : w.heads].unflatten(2, (w.kv_heads, groups)).permute(1, 2, 3, 0, 4)  # [W, K, G, P, D]
         keys, values = (own.permute(1, 2, 0, 3)[:, :, None] for own in qkv[:, :, w.heads :].chunk(2, dim=2))
         mixed = [self._attend(document, attention.layers, queries, keys, values) for document in self.documents]
@@ -132,6 +129,10 @@ class ExactStates:
         if not self._exact_logprobs:
             self._exact_logprobs = [self._logprobs(block) for block in self.hidden[-1].split(LOGIT_ROWS)]
         return self._exact_logprobs
+
+    def change_under(self, layers: Iterable[PreparedLayer]) -> OutputChange:
+        """Run a whole schedule, and compare its output with the exact output."""
+        return self.output_change(self.run(layers, self.hidden[0]))
 
     def output_change(self, h: Tensor) -> OutputChange:
         """Compare the output of last states h [P, H] with the exact output."""

@@ -24,7 +24,7 @@ from pdevis.drafting.schedule import (
     Group,
     exact_schedule,
     free_layers,
-    parse_schedule,
+    parse_schedules,
     plan_schedule,
     widest_schedule,
 )
@@ -219,7 +219,7 @@ class DraftEngine:
         assert self.config.schedule not in (None, AUTO), "choose the schedules first"
         corrections = load_corrections(self.config.corrections) if self.config.corrections else NO_CORRECTIONS
         corrections.check_model(self.stack.weights)
-        schedules = [parse_schedule(text, self.layers) for text in self.config.schedule.split(";")]
+        schedules = parse_schedules(self.config.schedule, self.layers)
         if self.config.check == "static" and len(schedules) > 1:
             raise ValueError(f"schedule = {self.config.schedule!r}: must be one schedule, as check = 'static'")
         stagger = self.config.stagger

@@ -111,6 +111,11 @@ def parse_schedule(text: str, layers: int) -> Schedule:
     return Schedule(tuple(groups), tuple(layer for layer in range(layers) if layer not in numbers))
 
 
+def parse_schedules(text: str, layers: int) -> list[Schedule]:
+    """Read prepared schedules, separated by semicolons. Raises ValueError as `parse_schedule`."""
+    return [parse_schedule(part, layers) for part in text.split(";")]
+
+
 def _parse_groups(part: str, text: str) -> list[Group]:
     """Read one part of a schedule: a group, or a range of layers that run alone."""
     if match := re.fullmatch(r"(\d+)-(\d+)", part):

@@ -113,7 +113,7 @@ def prepare_schedule(
         corrections: of this schedule; not with staggered layers.
     """
     assert schedule.layers == len(stack.layers), "a schedule of another drafter"
-    key = (schedule, stagger, corrections.model and corrections.schedule, id(corrections))
+    key = (schedule, stagger, id(corrections))  # which the value keeps alive
     if key not in stack.prepared:
         # a compiled forward and another model with the same weights keep using the exact layers as they are
         maker = _Maker(stack, corrections, shares_matrices=not stack.shares_weights and not stack.compiled_forward)
@@ -127,6 +127,13 @@ def prepare_schedule(
 def make_layer(stack: DecoderStack, group: Group, corrections: Corrections = NO_CORRECTIONS) -> PreparedLayer:
     """Make the wide layer of a group to try it out: the stack's own layers stay as they are."""
     return _Maker(stack, corrections, shares_matrices=False).make(group, stagger=False)
+
+
+def make_layers(
+    stack: DecoderStack, schedule: Schedule, corrections: Corrections = NO_CORRECTIONS
+) -> list[PreparedLayer]:
+    """Make the layers of a schedule to try it out, as `make_layer`."""
+    return [make_layer(stack, group, corrections) for group in schedule.groups]
 
 
 class _Maker:

@@ -59,7 +59,7 @@ class StaticShapeForward:
         self.stack.reserve(start + width)
         padded = F.pad(ids, (0, width - len(ids)))
         position = torch.tensor(start, device=ids.device)
-        h = self.functions[width](padded, position, self.stack.rope_table, list(self.stack.cache.storage))
+        h = self.functions[width](padded, position, self.stack.rope_table, self.stack.cache.rows)
         return h[: len(ids)].clone()  # a CUDA graph writes its next result to the same memory
 
     def _make_function(self) -> Callable[..., Tensor]:

@@ -127,15 +127,20 @@ class DecoderStack:
         attention = self.layers[layer].attention
         return attention.output(self.mix_heads(attention, h, step))
 
+    def project_heads(self, attention: Attention, h: Tensor, rope: Tensor) -> Tensor:
+        """Compute queries, keys and values [T, W, N + 2K, D] of h [T, H] at the positions of the rotary factors."""
+        w = self.weights
+        qkv = attention.qkv(attention.norm(h)).view(len(h), len(attention.layers), -1, w.head_dim)
+        if attention.qk_norm is not None:
+            qk_heads = w.heads + w.kv_heads
+            qkv[:, :, :qk_heads] = attention.qk_norm(qkv[:, :, :qk_heads])
+        return apply_rotary(qkv, rope)
+
     def mix_heads(self, attention: Attention, h: Tensor, step: Step) -> Tensor:
         """Compute the heads' outputs [T, W N D] of an attention for h [T, H]; write its cache entries of this step."""
         w, layers = self.weights, attention.layers
         tokens, lanes, groups = len(h), len(layers), w.heads // w.kv_heads
-        qkv = attention.qkv(attention.norm(h)).view(tokens, lanes, -1, w.head_dim)  # [T, W, N + 2K, D]
-        if attention.qk_norm is not None:
-            qk_heads = w.heads + w.kv_heads
-            qkv[:, :, :qk_heads] = attention.qk_norm(qkv[:, :, :qk_heads])
-        qkv = apply_rotary(qkv, step.rope)
+        qkv = self.project_heads(attention, h, step.rope)
         self.cache.write(layers, step.start, step.end, qkv[:, :, w.heads :])
         # The query heads of one key head become rows of one product, so that keys and values are not copied.
         queries = qkv[:, :, : w.heads].view(tokens, lanes, w.kv_heads, groups, -1)  # [T, W, K, G, D]

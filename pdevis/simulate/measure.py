@@ -68,8 +68,8 @@ class DrafterTimes:
     split_mlp_seconds: float
     contended_split_mlp_seconds: float
     exchanged_split_mlp_seconds: float  # contended, with the exchanges
-    layer_seconds: float  # of one layer, and of two as one wide layer
-    wide_pair_seconds: float
+    layer_seconds: float = 0.0  # of one layer, and of two as one wide layer; set after the other times
+    wide_pair_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,6 @@ class DrafterTimer:
             split_mlp_seconds=split_mlp,
             contended_split_mlp_seconds=contended_split_mlp,
             exchanged_split_mlp_seconds=exchanged_split_mlp,
-            layer_seconds=0.0,
-            wide_pair_seconds=0.0,
         )
 
     def _step(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,22 +28,12 @@ from pdevis.tune.selection import (
 from pdevis.tune.timing import WIDTHS, TimedModel, thread_counts, time_forwards, time_thread_counts
 from pdevis.tune.tune_report import ChoiceCheck, Measurements, TuneResult, describe_result
 from pdevis.tune.tune_table import show_choice, show_measurements
-from pdevis.util.console import make_console
-from pdevis.util.files import FileLock, expand_user, prepare_output_file, write_atomic
+from pdevis.util.console import StderrLog, make_console
+from pdevis.util.files import expand_user, locked_new_file, write_atomic
 from pdevis.util.prompts import PROMPTS
 from pdevis.util.provenance import hardware, now, versions
 
 THREAD_REPEATS = 3
-
-
-class StderrLog:
-    """Prints lines on stderr, each with the seconds since the start."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __call__(self, text: str) -> None:
-        print(f"[{time.perf_counter() - self.start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -61,15 +50,12 @@ def run_tune(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: a user's mistake or a failing disk, in one line. KeyboardInterrupt: no file was written.
     """
-    prepare_output_file(args.output)
-    with FileLock(args.output):
+    with locked_new_file(args.output, args.overwrite):
         return _tune_into(args)
 
 
 def _tune_into(args: argparse.Namespace) -> int:
     """Tune, write the locked profile and show it."""
-    if args.output.exists() and not args.overwrite:
-        raise ValueError(f"--output {args.output}: already exists: --overwrite replaces it")
     if args.prompts > len(PROMPTS):
         raise ValueError(f"--prompts: {args.prompts} must be at most {len(PROMPTS)}, the built-in prompts")
     initial_threads, log = torch.get_num_threads(), StderrLog()

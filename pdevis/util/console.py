@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
@@ -49,6 +50,16 @@ def progress_on_stderr(title: str) -> Iterator[Callable[[str], None]]:
             yield StatusLine(status)
     else:
         yield lambda text: print(text, file=sys.stderr, flush=True)
+
+
+class StderrLog:
+    """Prints lines on stderr, each with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __call__(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self.start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:

@@ -344,3 +344,17 @@ class FileLock:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def locked_new_file(path: Path, overwrite: bool) -> Iterator[None]:
+    """Prepare and lock a command's --output file for the block that will write it.
+
+    Raises:
+        ValueError: it exists and may not be replaced, and as `prepare_output_file` and `FileLock`. OSError: as these.
+    """
+    prepare_output_file(path)
+    with FileLock(path):
+        if path.exists() and not overwrite:
+            raise ValueError(f"--output {path}: already exists: --overwrite replaces it")
+        yield

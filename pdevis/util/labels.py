@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pdevis.config import DraftConfig
+from pdevis.config import AUTO, DraftConfig
 
 MODELS = (("target", "target"), ("drafter", "draft"))  # role in `pair.describe()`, prefix of its format and device
 
@@ -74,7 +74,7 @@ def _format_static_rule(rule: DraftConfig, mode: str, serial_layers: str | None)
     check = "static" if rule.check == "static" else f"prepared τ={rule.threshold:g}"
     if serial_layers:
         layers = f" {serial_layers} layers"
-    elif rule.schedule in (None, "auto") and not rule.corrections:
+    elif rule.schedule in (None, AUTO) and not rule.corrections:
         layers = f" retention {rule.retention:g}"
     else:
         layers = f" {rule.schedule}" if rule.schedule else ""

@@ -15,9 +15,8 @@ from pdevis.drafting.corrections import load_corrections
 @pytest.fixture(autouse=True)
 def _few_positions(monkeypatch, tmp_path):
     monkeypatch.setenv("PDEVIS_CACHE", str(tmp_path / "cache"))
-    for module in (calibrate_run, schedule_source):
-        for name in ("PART_POSITIONS", "SCHEDULE_POSITIONS"):
-            monkeypatch.setattr(module, name, 16)
+    for name in ("PART_POSITIONS", "SCHEDULE_POSITIONS"):
+        monkeypatch.setattr(schedule_source, name, 16)
 
 
 @pytest.fixture

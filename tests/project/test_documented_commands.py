@@ -25,7 +25,8 @@ DOCUMENTS = [
     "Data/README.md",
 ]
 STARTS = ("python ", "make ", "torchrun ", "accelerate launch ", "pip install ", "echo ")
-MODULES = {"pdevis.tune": "pdevis/tune/__main__.py", "pdevis.simulate": "pdevis/simulate/__main__.py"}
+PACKAGES = ("pdevis.tune", "pdevis.simulate", "pdevis.calibrate")
+MODULES = {package: f"{package.replace('.', '/')}/__main__.py" for package in PACKAGES}
 NOT_HERE = ("FOLDER", "DRAFTER", "FILE", "qwen-", "llama-", "cuda", "ranks", "Data/", "my-data", "e1.jsonl", "o2.jsonl")
 LIMITS = {  # flags that keep a documented run short
     "appInference.py": ["--length", "4"],
