@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from math import nan
+from math import cos, nan, pi, sin
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,50 @@ def error_bars(
         ]
         lengths.append([max(0.0, sign * (end - value)) for end, value in zip(ends, values, strict=True)])
     return values, lengths
+
+
+def label_points(axes: Any, labels: Sequence[tuple[str, tuple[float, float]]]) -> None:
+    """Write a short label next to each (x, y), where no other label is, with a thin line if that is not close by.
+
+    The limits of the axes and the layout of the figure must be final.
+    """
+    axes.figure.draw_without_rendering()
+    point = axes.figure.dpi / 72  # pixels
+    frame = axes.get_window_extent()
+    placed: list[tuple[float, float, float]] = []  # x and y of the centre, half the width, in points
+    for text, position in labels:
+        x, y = axes.transData.transform(position) / point
+        half = 0.32 * SMALL_FONT * len(text) + 1
+        offsets = [
+            (radius * cos(turn * pi / 8), radius * sin(turn * pi / 8))
+            for radius in range(SMALL_FONT + 1, 400, SMALL_FONT)
+            for turn in (2, 6, 14, 10, *range(16))
+        ]
+        across, up = next(
+            (across, up)
+            for across, up in offsets
+            if frame.x0 < (x + across - half) * point
+            and (x + across + half) * point < frame.x1
+            and frame.y0 < (y + up - SMALL_FONT) * point
+            and (y + up + SMALL_FONT) * point < frame.y1
+            and not any(
+                abs(x + across - a) < half + other and abs(y + up - b) < 1.3 * SMALL_FONT for a, b, other in placed
+            )
+        )
+        placed.append((x + across, y + up, half))
+        line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB": 3}
+        annotation = axes.annotate(
+            text,
+            position,
+            (across, up),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=SMALL_FONT,
+            zorder=4,
+            arrowprops=line if across**2 + up**2 > (2 * SMALL_FONT) ** 2 else None,
+        )
+        annotation.set_in_layout(False)
 
 
 def mark_not_measured(axes: Any) -> None:

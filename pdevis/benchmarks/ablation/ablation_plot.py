@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pdevis.util.plotting import SMALL_FONT, error_bars, mark_not_measured, new_figure, save, style_grid
+from pdevis.util.plotting import SMALL_FONT, error_bars, label_points, mark_not_measured, new_figure, save, style_grid
 
 MARKERS = {"exact": "o", "skip": "^", "parallel": "s", "skip static": "v", "parallel static": "D"}
 FILLS = {"exact": "white", "skip": "0.7", "parallel": "black", "skip static": "white", "parallel static": "0.85"}
@@ -63,6 +63,8 @@ def plot_grid(summary: dict[str, Any]) -> Any:
         _points(by_depth, cells, _depth_ratios(cells), None)
         figure.legend(*by_speed.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
         _list_numbers(by_depth, cells)
+        _number_points(by_speed, cells, [cell["draft_speedup"] for cell in cells])
+        _number_points(by_depth, cells, _depth_ratios(cells))
     else:
         mark_not_measured(by_speed)
         mark_not_measured(by_depth)
@@ -77,7 +79,7 @@ def _depth_ratios(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _points(axes: Any, cells: list[dict[str, Any]], positions: list[dict[str, Any]], frontier: str | None) -> None:
-    """Draw a point per cell with its number, and the frontier under this label."""
+    """Draw a point per cell, and the frontier under this label."""
     for kind in dict.fromkeys(map(kind_of, cells)):
         members = [(cell, position) for cell, position in zip(cells, positions) if kind_of(cell) == kind]
         x, x_lengths = error_bars([position for _, position in members])
@@ -97,10 +99,6 @@ def _points(axes: Any, cells: list[dict[str, Any]], positions: list[dict[str, An
             label=kind,
             zorder=3,
         )
-    for number, (cell, position) in enumerate(zip(cells, positions), 1):
-        if is_numbered(cell, cells):
-            point = (position["value"], cell["retention"]["value"])
-            axes.annotate(str(number), point, (5, 5), textcoords="offset points", fontsize=SMALL_FONT, zorder=4)
     if frontier:
         members = [(cell, position) for cell, position in zip(cells, positions) if cell["frontier"]]
         line = sorted((position["value"], cell["retention"]["value"]) for cell, position in members)
@@ -112,6 +110,18 @@ def is_numbered(cell: dict[str, Any], cells: list[dict[str, Any]]) -> bool:
     """Return True if a cell has a number in the plot."""
     important = cell["frontier"] or cell["mode"] == "exact" or cell["check"] == "static"
     return len(cells) <= MAX_NUMBERED or important
+
+
+def _number_points(axes: Any, cells: list[dict[str, Any]], positions: list[dict[str, Any]]) -> None:
+    """Write the numbers of the cells next to their points."""
+    label_points(
+        axes,
+        [
+            (str(number), (position["value"], cell["retention"]["value"]))
+            for number, (cell, position) in enumerate(zip(cells, positions), 1)
+            if is_numbered(cell, cells)
+        ],
+    )
 
 
 def _list_numbers(axes: Any, cells: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 
 from helpers.results import GroupedTask, SpecTask, entries, save
-from pdevis.benchmarks.ablation.ablation_plot import labels_of, plot_grid, spread
+from pdevis.benchmarks.ablation.ablation_plot import labels_of, plot_grid
 from pdevis.benchmarks.summary.load_results import load_run
 from pdevis.benchmarks.summary.summarize import summarize
 from pdevis.benchmarks.summary.summary_plot import HATCHES, MARKERS, plot_summary
@@ -97,7 +97,7 @@ def cell(mode: str, speedup: float, retention: float, threshold: float | None = 
         for name, value in (("draft_speedup", speedup), ("retention", retention))
     }
     setting = {"mode": mode, "check": "planned", "threshold": threshold, "window": 2, "gamma": 4}
-    return setting | {"frontier": False} | figures | more
+    return setting | {"frontier": False, "serial_depth": {"value": 24 / speedup}} | figures | more
 
 
 @pytest.mark.parametrize("count", [1, 14, 60])
@@ -121,11 +121,3 @@ def test_labels_name_what_varies() -> None:
     assert labels_of(cells) == ["exact", "skip τ0.8", "skip τ0.9"]
     cells[1]["gamma"] = 6
     assert labels_of(cells) == ["exact γ4", "skip τ0.8 γ6", "skip τ0.9 γ4"]
-
-
-def test_spread_keeps_order_distance_and_bounds() -> None:
-    for wanted in ([0.5] * 5, [0.0, 0.01, 0.99, 1.0], [0.98, 0.99, 1.0], [], [0.2, 0.8]):
-        heights = spread(wanted, 0.1)
-        assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(heights))
-        assert all(-1e-9 <= height <= 1 for height in heights)
-    assert spread([0.2, 0.8], 0.1) == [0.2, 0.8]
