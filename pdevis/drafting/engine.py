@@ -28,7 +28,7 @@ from pdevis.drafting.schedule import (
     plan_schedule,
     widest_schedule,
 )
-from pdevis.drafting.wide_layers import PreparedLayer, PreparedSchedule, prepare_schedule
+from pdevis.drafting.wide_layers import PreparedLayer, PreparedSchedule, all_rows, prepare_schedule
 from pdevis.generation import TracedPass
 from pdevis.models.causal_lm import CHUNK, CausalLM
 from pdevis.models.stack import DecoderStack, Step
@@ -143,6 +143,10 @@ class LaneExecutor(OutputHead, Protocol):
         """Return the hidden state [T, H] after a group of a static schedule, for h [T, H] before it."""
         ...
 
+    def gather_rows(self, part: Tensor) -> tuple[Tensor, range]:
+        """Return the whole of a `down` matrix [H, …], and which rows `part`, those of this device, are."""
+        ...
+
     def broadcast_token(self, ids: Tensor) -> Tensor:
         """Return the first device's choice of the next token [1]."""
         ...
@@ -155,6 +159,7 @@ class LocalLanes:
         self.stack = stack
         self.run_layers = stack.run_layers
         self.logits = stack.logits
+        self.gather_rows = all_rows
 
     def prefill(self, ids: Tensor) -> None:
         self.stack.prefill(ids)
@@ -224,7 +229,9 @@ class DraftEngine:
             raise ValueError(f"schedule = {self.config.schedule!r}: must be one schedule, as check = 'static'")
         stagger = self.config.stagger
         prepared = [
-            prepare_schedule(self.stack, schedule, stagger=stagger, corrections=corrections)
+            prepare_schedule(
+                self.stack, schedule, stagger=stagger, corrections=corrections, gather_rows=self.lanes.gather_rows
+            )
             for schedule in sorted(schedules, key=lambda schedule: schedule.depth)
         ]
         if self.config.check == "static":

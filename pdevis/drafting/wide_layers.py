@@ -17,7 +17,7 @@ Shapes: T = tokens, H = hidden size, W = lanes of a group, N = query heads, D = 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -101,8 +101,21 @@ class PreparedSchedule:
     added_bytes: int
 
 
+GatherRows = Callable[[Tensor], tuple[Tensor, range]]  # some rows of a matrix -> the whole matrix, and which they are
+
+
+def all_rows(part: Tensor) -> tuple[Tensor, range]:
+    """Return a matrix that is whole already, and its rows: the `GatherRows` of a single device."""
+    return part, range(len(part))
+
+
 def prepare_schedule(
-    stack: DecoderStack, schedule: Schedule, *, stagger: bool = False, corrections: Corrections = NO_CORRECTIONS
+    stack: DecoderStack,
+    schedule: Schedule,
+    *,
+    stagger: bool = False,
+    corrections: Corrections = NO_CORRECTIONS,
+    gather_rows: GatherRows = all_rows,
 ) -> PreparedSchedule:
     """Make the wide layers of a schedule, or return those made before.
 
@@ -111,12 +124,14 @@ def prepare_schedule(
         schedule: of this drafter.
         stagger: make staggered layers.
         corrections: of this schedule; not with staggered layers.
+        gather_rows: collects a `down` matrix [H, …] whose rows are divided among devices, which all call this.
     """
     assert schedule.layers == len(stack.layers), "a schedule of another drafter"
     key = (schedule, stagger, id(corrections))  # which the value keeps alive
     if key not in stack.prepared:
         # a compiled forward and another model with the same weights keep using the exact layers as they are
-        maker = _Maker(stack, corrections, shares_matrices=not stack.shares_weights and not stack.compiled_forward)
+        shares = not stack.shares_weights and not stack.compiled_forward
+        maker = _Maker(stack, corrections, shares_matrices=shares, gather_rows=gather_rows)
         layers = tuple(maker.make(group, stagger=stagger) for group in schedule.groups)
         while len(stack.prepared) >= MAX_PREPARED:
             del stack.prepared[next(iter(stack.prepared))]
@@ -139,8 +154,15 @@ def make_layers(
 class _Maker:
     """Makes the layers of one schedule, and counts the memory that they add."""
 
-    def __init__(self, stack: DecoderStack, corrections: Corrections, *, shares_matrices: bool) -> None:
-        self.stack, self.corrections = stack, corrections
+    def __init__(
+        self,
+        stack: DecoderStack,
+        corrections: Corrections,
+        *,
+        shares_matrices: bool,
+        gather_rows: GatherRows = all_rows,
+    ) -> None:
+        self.stack, self.corrections, self.gather_rows = stack, corrections, gather_rows
         self.weights = stack.weights
         self.size = stack.weights.embedding.shape[1]
         self.make_linear = DRAFTER_FORMATS[stack.weights.precision]
@@ -171,7 +193,7 @@ class _Maker:
         """Make the common attention of some layers; of one layer without a correction, its own."""
         parts = [self.stack.layers[layer].attention for layer in lanes]
         maps = [self.corrections.get("attention", layer) for layer in lanes]
-        if len(parts) == 1 and maps == [None]:
+        if len(parts) == 1 and maps[0] is None:
             return parts[0]
         norm = self.unit_norm(parts[0].norm)
         weights = [self.reader(part.qkv, part.norm, linear_map) for part, linear_map in zip(parts, maps)]
@@ -188,7 +210,7 @@ class _Maker:
         parts = [self.stack.layers[layer].mlp for layer in lanes]
         maps = [self.corrections.get("mlp", layer) for layer in lanes]
         writers = [self.corrections.get("write", layer) for layer in lanes]
-        if len(parts) == 1 and maps == writers == [None]:
+        if len(parts) == 1 and maps[0] is None and writers[0] is None:
             return parts[0]
         norm = self.unit_norm(parts[0].norm)
         weights = [self.reader(part.gate_up, part.norm, linear_map) for part, linear_map in zip(parts, maps)]
@@ -241,18 +263,26 @@ class _Maker:
 
     def side_by_side(self, linears: Sequence[Linear], writers: Sequence[LinearMap | None] = ()) -> Linear:
         """Return the product that sums the results of some linear layers, each applied to its part of the input."""
-        inner = [linear.linear if isinstance(linear, RotatedInputLinear) else linear for linear in linears]
-        biases = [linear.bias for linear in inner if linear.bias is not None]
-        weights = [linear.dense_weight() for linear in inner]
-        for i, writer in enumerate(writers):
-            if writer is not None:
-                weights[i] = writer.fold_into_writer(_widened(weights[i]))
-                biases = [writer.fold_into_writer(bias[:, None])[:, 0] for bias in biases]
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for i, linear in enumerate(linears):
+            inner = linear.linear if isinstance(linear, RotatedInputLinear) else linear
+            weight, bias = inner.dense_weight(), inner.bias
+            if writers and (writer := writers[i]):
+                weight = self.written(writer, _widened(weight))
+                bias = None if bias is None else self.written(writer, bias[:, None])[:, 0]
+            weights.append(weight)
+            biases += [] if bias is None else [bias]
         bias = torch.stack(biases).sum(0) if biases else None
         product = self.linear(torch.cat([weight.to(self.weights.dtype) for weight in weights], dim=1), bias)
         if isinstance(linears[0], RotatedInputLinear):
             return RotatedInputLinear(linears[0].hadamard, product)
         return product
+
+    def written(self, writer: LinearMap, part: Tensor) -> Tensor:
+        """Return this device's rows of a matrix [H, …] whose results a correction maps; `part` has its rows before."""
+        whole, rows = self.gather_rows(part)
+        return writer.fold_into_writer(whole)[rows.start : rows.stop]
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         self.added_bytes += weight.numel() * (1 if self.weights.precision == "int8" else weight.element_size())

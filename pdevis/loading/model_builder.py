@@ -211,7 +211,7 @@ def make_causal_lm(loaded: Any, spec: LoadSpec, *, consume: bool, shard: ShardSp
         )
         if may_prepare and not prepared and shard == WHOLE and spec.head_rows is None:
             save_prepared(loaded, weights)
-    return DecoderStack(weights)
+    return DecoderStack(weights, batch_invariant=spec.role != "drafter")
 
 
 def _make_hf_causal_lm(loaded: Any, spec: LoadSpec) -> CausalLM:

@@ -20,7 +20,7 @@ from pdevis.models.causal_lm import CHUNK
 from pdevis.models.kv_cache import KVCache
 from pdevis.models.layers import Attention, RotaryEmbedding, StackWeights, apply_rotary
 
-# On CPU the attention of up to this many tokens runs token by token: GEMM results are not batch-invariant, and
+# On CPU a target's attention of up to this many tokens runs token by token: GEMM results are not batch-invariant, and
 # verification has to give the bits of plain decoding. It costs a few per cent of a small model's time.
 ROWWISE_ATTENTION_MAX_TOKENS = 17
 
@@ -46,9 +46,14 @@ class Step:
 
 
 class DecoderStack:
-    """A decoder of a supported family: `StackWeights` with its own KV cache and rotary table."""
+    """A decoder of a supported family: `StackWeights` with its own KV cache and rotary table.
 
-    def __init__(self, weights: StackWeights) -> None:
+    Args:
+        weights: of all layers.
+        batch_invariant: on CPU, compute the same bits for a few tokens at once as one by one. A drafter needs not.
+    """
+
+    def __init__(self, weights: StackWeights, *, batch_invariant: bool = True) -> None:
         self.weights = weights
         self.layers = list(weights.layers)
         self.shares_weights = False  # True if another model has the same `StackWeights`
@@ -69,7 +74,9 @@ class DecoderStack:
         self.prepared: dict[Any, Any] = {}  # static schedules with their wide layers (drafting/wide_layers.py)
         self._rotary = RotaryEmbedding(weights.frequencies, weights.rope_scale, weights.dtype)
         self._scale = weights.head_dim**-0.5
-        self._rowwise_max_tokens = ROWWISE_ATTENTION_MAX_TOKENS if weights.device.type == "cpu" else 1
+        self._rowwise_max_tokens = 1
+        if batch_invariant and weights.device.type == "cpu":
+            self._rowwise_max_tokens = ROWWISE_ATTENTION_MAX_TOKENS
 
     def with_own_cache(self) -> DecoderStack:
         """Return another model with the same weights."""

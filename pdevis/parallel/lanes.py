@@ -119,6 +119,16 @@ class DeviceLanes:
                 h = h + self._sum_over_owners([] if mlp is None else [mlp.down(mlp.inner(h))], batch, h)
         return h
 
+    def gather_rows(self, part: Tensor) -> tuple[Tensor, range]:
+        """Collect a `down` matrix whose rows are divided among the ranks, all of which call this at the same time."""
+        if not self.splits_mlps or self.communicator.size == 1:
+            return part, range(len(part))
+        size = self.stack.weights.embedding.shape[1]
+        columns = [
+            self.communicator.gather_columns([chunk], size)[0].clone() for chunk in part.t().contiguous().split(CHUNK)
+        ]
+        return torch.cat(columns).t(), ShardSpec(self.communicator.rank, self.communicator.size).rows(size)
+
     def _sum_over_owners(self, updates: list[Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
         """Sum the updates of all ranks that hold one of the layers; `updates` has this rank's, if it is one of them."""
         owners = sorted({layer % self.communicator.size for layer in layers})
