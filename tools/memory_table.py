@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pdevis.cli import Parser, run_main
+from pdevis.loading.catalog import PUBLISHED_CONFIGS
 from pdevis.util.argtypes import comma_list, positive_int
 
 GIB, MIB = 2**30, 2**20
@@ -135,27 +137,25 @@ class HybridMoESize(MoESize):
         return super().others + delta_layers * (delta - 2 * self.head_size)
 
 
-LLAMA, QWEN = {"vocab": 128256, "kv_heads": 8}, {"vocab": 151936, "kv_heads": 8, "head_size": 128, "qk_norm": True}
-QWEN_4B = ModelSize(hidden=2560, layers=36, heads=32, mlp=9728, tied=True, **QWEN)
-MODELS: dict[str, ModelSize] = {
-    "llama-1b": ModelSize(hidden=2048, layers=16, heads=32, head_size=64, mlp=8192, tied=True, **LLAMA),
-    "llama-3b": ModelSize(hidden=3072, layers=28, heads=24, head_size=128, mlp=8192, tied=True, **LLAMA),
-    "llama-8b": ModelSize(hidden=4096, layers=32, heads=32, head_size=128, mlp=14336, **LLAMA),
-    "llama-70b": ModelSize(hidden=8192, layers=80, heads=64, head_size=128, mlp=28672, **LLAMA),
-    "qwen-0.6b": ModelSize(hidden=1024, layers=28, heads=16, mlp=3072, tied=True, **QWEN),
-    "qwen-1.7b": ModelSize(hidden=2048, layers=28, heads=16, mlp=6144, tied=True, **QWEN),
-    "qwen-4b": QWEN_4B,
-    "qwen-8b": ModelSize(hidden=4096, layers=36, heads=32, mlp=12288, **QWEN),
-    "qwen-32b": ModelSize(hidden=5120, layers=64, heads=64, mlp=25600, **QWEN),
-    "qwen-4b-I": QWEN_4B,
-    "qwen-30b-I": MoESize(hidden=2048, layers=48, heads=32, mlp=768, experts=128, **QWEN | {"kv_heads": 4}),
-    "qwen-80b-I": HybridMoESize(
-        hidden=2048, layers=48, heads=16, mlp=512, experts=512, **QWEN | {"kv_heads": 2, "head_size": 256}
-    ),
-    "smollm2-135m": ModelSize(
-        hidden=576, layers=30, heads=9, kv_heads=3, head_size=64, mlp=1536, vocab=49152, tied=True
-    ),
-}
+def size_of(config: Mapping[str, Any]) -> ModelSize:
+    """Return the sizes in the values of a config.json."""
+    kind = {"qwen3_moe": MoESize, "qwen3_next": HybridMoESize}.get(config["model_type"], ModelSize)
+    experts = {"experts": config["num_experts"]} if "num_experts" in config else {}
+    return kind(
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_size=config["head_dim"],
+        mlp=config["moe_intermediate_size" if experts else "intermediate_size"],
+        vocab=config["vocab_size"],
+        tied=config["tie_word_embeddings"],
+        qk_norm=config["model_type"].startswith("qwen3"),
+        **experts,
+    )
+
+
+MODELS = {key: size_of(config) for key, config in PUBLISHED_CONFIGS.items()}
 PAIRS = (
     ("llama-3b", "llama-1b"),
     ("llama-8b", "llama-1b"),

@@ -24,6 +24,12 @@ from transformers.utils import cached_file
 from pdevis.loading.catalog import Source, resolve
 from pdevis.loading.hub import explain_hub_error, from_pretrained, is_reachable, without_progress_bars
 from pdevis.loading.weights.families import read_family_config
+from pdevis.loading.weights.random_models import (
+    byte_tokenizer,
+    make_random_model,
+    random_class_config,
+    random_family_config,
+)
 from pdevis.loading.weights.safetensors_files import check_complete
 from pdevis.util.files import parse_json, read_text
 from pdevis.util.validation import ModelLoadError, causes, first_line
@@ -114,6 +120,8 @@ def find_source(name: str, on_progress: Callable[[str], None] | None = None) -> 
         ModelLoadError: if the name is unknown, the folder has no model, or the hub cannot provide it.
     """
     source = resolve(name)
+    if source.kind == "random":
+        return source
     if source.kind == "embedded":
         from pdevis.loading.embedded import prepare  # not at the top: it is also run with python -m
 
@@ -178,11 +186,15 @@ def read_class_config(source: Source) -> Any:
 
 def _read_family_config(source: Source) -> Any | None:
     """Return the config of a supported family; None if transformers' class has to read it."""
+    if source.kind == "random":
+        return random_family_config(source.location)
     file = None if source.gguf_file else _find_file(source, "config.json")
     return read_family_config(Path(file), source.location) if file else None
 
 
 def _read_class_config(source: Source) -> Any:
+    if source.kind == "random":
+        return random_class_config(source.location)
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     options["local_files_only"] = source.local_only
     return from_pretrained(transformers.AutoConfig, source.location, **options)
@@ -191,6 +203,8 @@ def _read_class_config(source: Source) -> Any:
 def read_tokenizer(source: Source) -> Any:
     """Read the tokenizer. Raises ModelLoadError if it is missing or broken."""
     with translate_load_errors(source, "tokenizer"):
+        if source.kind == "random":
+            return byte_tokenizer()
         if source.gguf_file:
             return read_gguf_tokenizer(source.location, source.gguf_file, local_files_only=True)
         # Without this check, some families would silently get an empty vocabulary.
@@ -243,6 +257,10 @@ def read_model(source: Source, dtype: torch.dtype, device: torch.device, nf4: bo
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     with translate_load_errors(source, "weights"), without_progress_bars() if source.local_only else nullcontext():
+        if source.kind == "random":
+            if nf4:
+                raise ModelLoadError(f"model = {source.name!r}: nf4 is not supported for random weights; use another")
+            return make_random_model(source.location, dtype, device)
         if source.gguf_file and nf4:
             raise ModelLoadError(f"model = {source.name!r}: nf4 is not supported for GGUF files; use another precision")
         if source.gguf_file:

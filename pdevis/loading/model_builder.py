@@ -25,6 +25,7 @@ from pdevis.loading.checkpoint import read_class_config, read_model, translate_l
 from pdevis.loading.hub import without_progress_bars
 from pdevis.loading.weights.families import unsupported_reason
 from pdevis.loading.weights.prepared_weights import PREPARED_PRECISION, find_prepared, fingerprint, save_prepared
+from pdevis.loading.weights.random_models import RandomTensors
 from pdevis.loading.weights.safetensors_files import OpenedModel, open_model
 from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.causal_lm import CausalLM
@@ -170,8 +171,9 @@ def read_sharded_model(source: Source, dtype: torch.dtype) -> Any:
 
 
 def _read_placed(source: Source, dtype: torch.dtype, **placement: Any) -> Any:
-    if source.gguf_file:
-        raise ModelLoadError(f"model = {source.name!r}: a GGUF file can be loaded on one device only")
+    if source.gguf_file or source.kind == "random":
+        kind = "a GGUF file" if source.gguf_file else "random weights"
+        raise ModelLoadError(f"model = {source.name!r}: {kind} can be loaded on one device only")
     return read_model(source, dtype, torch.device("cpu"), **placement)
 
 
@@ -186,6 +188,8 @@ def read_transformers_model(spec: LoadSpec, dtype: torch.dtype) -> Any:
         return read_sharded_model(spec.source, storage_dtype(spec.precision))
     if unsupported_reason(spec.config):
         return read_model(spec.source, dtype, spec.device, nf4=spec.precision == "nf4")
+    if spec.source.kind == "random":
+        return OpenedModel(spec.config, RandomTensors(spec.config, dtype, spec.device), None)
     with translate_load_errors(spec.source, "weights"):
         opened = open_model(spec.source, spec.config)
     # A stack copies the weights to its device layer by layer.
@@ -197,7 +201,8 @@ def make_causal_lm(loaded: Any, spec: LoadSpec, *, consume: bool, shard: ShardSp
     if spec.hf_only_reason:
         return _make_hf_causal_lm(loaded, spec)
     with translate_load_errors(spec.source, "weights"):  # weights reach their device and format here
-        may_prepare = isinstance(loaded, OpenedModel) and spec.precision == PREPARED_PRECISION
+        is_on_disk = isinstance(loaded, OpenedModel) and spec.source.kind != "random"
+        may_prepare = is_on_disk and spec.precision == PREPARED_PRECISION
         prepared = find_prepared(loaded) if may_prepare else None
         weights = read_weights(
             loaded,
@@ -228,7 +233,12 @@ def _make_hf_causal_lm(loaded: Any, spec: LoadSpec) -> CausalLM:
 
 
 def model_fingerprint(spec: LoadSpec) -> str | None:
-    """Return a hash of the files that a stack is read from; None if they are not safetensors files."""
+    """Return a hash of the files that a stack is read from; None if they are not safetensors files.
+
+    A model without files has its name.
+    """
+    if spec.source.kind == "random":
+        return spec.name
     with translate_load_errors(spec.source, "weights"):
         opened = open_model(spec.source, spec.config)
     return fingerprint(opened) if opened else None

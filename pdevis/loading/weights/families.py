@@ -113,7 +113,11 @@ def read_family_config(file: Path, name: str) -> FamilyConfig | None:
         file: config.json.
         name: the hub id or folder, which the config keeps as `name_or_path`.
     """
-    values = parse_json(read_text(file))
+    return family_config(parse_json(read_text(file)), name)
+
+
+def family_config(values: Any, name: str) -> FamilyConfig | None:
+    """Return the config with the values of a config.json, which are changed; as `read_family_config`."""
     if not isinstance(values, dict) or not _is_plain(values):
         return None
     family = values.pop("model_type")

@@ -148,10 +148,10 @@ def write_safetensors(
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model of a supported family whose weights are still on disk."""
+    """A model of a supported family whose weights are not in memory yet."""
 
     config: Any
-    weights: SafetensorsFolder
+    weights: TensorSource
     generation_config: GenerationConfig | None
 
 
