@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 from pdevis.config import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
 from pdevis.profile import DEVICE_FLAGS, Profile, read_profile
-from pdevis.util.argtypes import gamma_value, nearest, one_line, positive_int, settings_field
+from pdevis.util.argtypes import choice, gamma_value, nearest, one_line, positive_int, settings_field
 from pdevis.util.files import prepare_streams
 from pdevis.util.validation import DraftingWarning
 
@@ -161,8 +161,12 @@ def add_model_flags(
 def _add_acceleration_flags(group: argparse._ArgumentGroup) -> None:
     text = "the drafter proposes ids below N only, which makes its output head smaller (default: all)"
     group.add_argument("--draft_vocab", type=positive_int, metavar="N", help=text)
-    text = "torch.compile for whole forwards; the first forward of each shape is slow"
-    group.add_argument("--compile", action="store_true", help=text)
+    text = (
+        "auto, on, off: whole forwards compiled, and on CUDA captured as graphs, for drafts of up to 15 tokens; "
+        "auto: on CUDA (default: auto)"
+    )
+    group.add_argument("--graphs", type=choice("auto", "on", "off"), metavar="WHEN", help=text)
+    group.add_argument("--compile", dest="graphs", action="store_const", const="on", help="the same as --graphs on")
     text = "run the drafter in a separate process that continues drafting while the target verifies"
     group.add_argument("--overlap", action="store_true", help=text)
 
@@ -243,7 +247,7 @@ def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_pair` that the flags ask for."""
     names = ("device", "target_device", "draft_device", "target_precision", "draft_precision")
     # these only if they are given: the load_pair of a --code_path file may not have them
-    optional = ("draft_vocab", "compile", "overlap", "trace", "profile", "calibration_text")
+    optional = ("draft_vocab", "graphs", "overlap", "trace", "profile", "calibration_text")
     return {
         "target": args.target_model,
         "drafter": args.drafter_model,

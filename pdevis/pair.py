@@ -28,10 +28,11 @@ from pdevis.drafting.rule import resolve_rule
 from pdevis.drafting.schedule import parse_schedules
 from pdevis.generation import DecodeStats, Generation, TokenEvent
 from pdevis.loading.model_builder import build_model
-from pdevis.loading.pair_builder import BuiltPair, PairSpec, build_pair, compile_pair
+from pdevis.loading.pair_builder import BuiltPair, PairSpec, build_pair, check_graphs
 from pdevis.loading.weights.families import unsupported_reason
 from pdevis.models.causal_lm import CausalLM
 from pdevis.models.stack import DecoderStack
+from pdevis.models.static.start import start_pair_graphs
 from pdevis.parallel.remote import DrafterBackend, RemoteDrafter, RemoteModel, follow_main_rank, start_drafter
 from pdevis.profile import Profile, read_profile
 from pdevis.text import GenerationStream, Prompt, check_ids, encode_prompt
@@ -89,6 +90,7 @@ class SpeculativePair:
         self.on_progress = on_progress
         self._running: GenerationStream | None = None
         self._has_warned = False
+        self.make_verifier: Callable[[CausalLM], Verifier] = Verifier  # of speculative decoding
         self._autos: dict[DraftConfig, AutoGamma] = {}
         self.configure(draft or DraftConfig())
 
@@ -229,7 +231,7 @@ class SpeculativePair:
         if self.tracer:
             self.tracer.begin(self.describe(), prompt_tokens=len(ids), config=config)
         return speculative(
-            Verifier(self.target),
+            self.make_verifier(self.target),
             self._drafting,
             prompt=ids,
             config=config,
@@ -292,6 +294,7 @@ def load_pair(
     on_progress: Callable[[str], None] | None = None,
     profile: Profile | str | PathLike[str] | None = None,
     draft_vocab: int | None = None,
+    graphs: str = AUTO,
     compile: bool = False,
     overlap: bool = False,
     trace: str | PathLike[str] | None = None,
@@ -309,14 +312,14 @@ def load_pair(
         profile: result of `python -m pdevis.tune`, or its file: sets torch's thread count for this process, and the
             mode and costs that "auto" uses. Models, devices, formats and γ come from the arguments alone.
         draft_vocab: the drafter proposes ids below this only, so that its output head is smaller; None: all.
-        compile: run whole forwards through torch.compile, in static shapes; the first of each shape takes a while.
+        graphs: "on": short forwards in static shapes through torch.compile, on CUDA as graphs; "auto": on CUDA; "off".
+        compile: the same as graphs="on".
         overlap: start the drafter in a separate process, so that `DecodeConfig(overlap=True)` can draft ahead.
         trace: a new file for the rounds of all generations and the drafter's layer similarities (pdevis.simulate).
         calibration_text: file of plain text on which static schedules are chosen; None: a text of the package.
 
     Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold part of its layers each, in worker processes.
-    Under torchrun, with target_device = "ranks", only rank 0 runs the program: on the other ranks this function serves
-    rank 0 and then ends the process with exit code 0 (SystemExit).
+    Under torchrun, with target_device = "ranks", only rank 0 runs the program: on others this serves it and then exits.
 
     Raises:
         ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that does not exist.
@@ -330,9 +333,9 @@ def load_pair(
     formats = {"target_precision": target_precision, "draft_precision": draft_precision, "draft_vocab": draft_vocab}
     mode = draft.mode if draft else "auto"
     return _load(
-        PairSpec(target=target, drafter=drafter, mode=mode, overlap=overlap, **devices, **formats),
+        PairSpec(target, drafter, mode=mode, overlap=overlap, graphs="on" if compile else graphs, **devices, **formats),
         draft,
-        _LoadOptions(profile, compile, trace, calibration_text, on_progress or (lambda line: None)),
+        _LoadOptions(profile, trace, calibration_text, on_progress or (lambda line: None)),
     )
 
 
@@ -341,7 +344,6 @@ class _LoadOptions:
     """Arguments of `load_pair` that concern the pair and not its models."""
 
     profile: Profile | None
-    compile: bool
     trace: str | PathLike[str] | None
     calibration_text: str | PathLike[str] | None
     on_progress: Callable[[str], None]
@@ -358,14 +360,13 @@ def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> S
         if reason := unsupported_reason(config):
             raise ValueError(f"--trace {trace}: needs a drafter that runs layer by layer, not {reason}")
         tracer.describe_drafter(config, built.draft_spec.head_rows)
-    if options.compile:
-        compile_pair(built)
+    check_graphs(built, spec.graphs)
     if built.channel and built.channel.ranks.rank > 0:
         follow_main_rank(built)
         sys.exit(0)
     if tracer:
         tracer.writer.create()
-    drafter = start_drafter(built, options.compile, on_progress)
+    drafter = start_drafter(built, spec.graphs, on_progress)
     pair = SpeculativePair(
         built.target,
         drafter,
@@ -378,6 +379,7 @@ def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> S
         schedules=_schedule_source(built, drafter, options),
         on_progress=on_progress,
     )
+    pair.labels |= start_pair_graphs(pair.target, pair.drafter, spec.graphs, on_progress)
     if pair.added_bytes:
         on_progress(f"note: the static schedule adds {pair.added_bytes / 1e9:.2f} GB of weights")
     return pair

@@ -97,7 +97,7 @@ def test_every_flag_in_both_spellings_reaches_its_setting(dashes: bool, equals: 
         "target_precision": "float32",
         "draft_precision": "int8",
         "draft_vocab": 32,
-        "compile": True,
+        "graphs": "on",
         "draft": DraftConfig("skip", 0.5, "inline", 3, 4, 2, 1, 0, calibrate=False),
     }
     assert decode_config(args, reuse_prefix=True) == DecodeConfig(9, 7, 0.7, 5, 0.9, 11, reuse_prefix=True)

@@ -1,10 +1,11 @@
-"""Tests on a GPU: the forward pass, every drafting mode, compiled forwards, and a drafter in a separate process.
+"""Tests on a GPU: the forward pass, every drafting mode, graphs, bit-exactness, and a drafter in a separate process.
 
 Skipped if there is none. `python -m pytest tests/test_cuda.py -q` takes about two minutes on one GPU.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from helpers.tiny_models import DENSE
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.checkpoint import find_source, read_config, read_model
 from pdevis.loading.model_builder import LoadSpec, build_model
+from pdevis.models.static.start import count_differing_rows
 from pdevis.pair import load_pair
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -27,6 +29,7 @@ RULES = [
     DraftConfig("parallel", 0.3, "inline", 3),
     DraftConfig("parallel", 0.3),
 ]
+STATIC = DraftConfig("parallel", check="static", schedule="0,1+2,3+4,5")
 CUDA = {"device": "cuda:0", "target_precision": "float32", "draft_precision": "float32"}
 
 
@@ -89,10 +92,51 @@ def test_drafter_on_cpu_cores_with_a_target_on_the_gpu(tiny_folder):
         pair.close()
 
 
-def test_compiled_forwards_give_the_same_ids(tiny_folder):
+@pytest.mark.parametrize("rule", [RULES[0], STATIC], ids=["exact", "static"])
+def test_graphs_give_the_same_ids(tiny_folder, rule):
     folder = str(tiny_folder("llama", layers=6))
-    plain = load_pair(folder, folder, **CUDA).generate(IDS, GREEDY).ids
-    assert load_pair(folder, folder, compile=True, **CUDA).generate(IDS, GREEDY).ids == plain
+    eager = load_pair(folder, folder, graphs="off", draft=rule, **CUDA)
+    notes: list[str] = []
+    fast = load_pair(folder, folder, graphs="on", draft=rule, on_progress=notes.append, **CUDA)
+    assert fast.target.static, notes
+    assert fast.drafter.static, notes
+    for config in (GREEDY, replace(GREEDY, gamma=1), replace(GREEDY, gamma=15, max_new_tokens=60)):
+        assert fast.generate(IDS, config).ids == eager.generate(IDS, config).ids
+
+
+@pytest.mark.parametrize("arch", DENSE)
+def test_greedy_text_is_bit_exact_in_bfloat16(tiny_folder, arch):
+    folders = [str(tiny_folder(arch, layers=6, seed=seed, max_position_embeddings=1024)) for seed in (0, 1)]
+    bfloat16 = {"device": "cuda:0", "target_precision": "bfloat16", "draft_precision": "bfloat16"}
+    random = torch.Generator().manual_seed(0)
+    for drafter in folders:
+        pair = load_pair(folders[0], drafter, draft=RULES[0], **bfloat16)
+        assert count_differing_rows(pair.target) == 0
+        for length in (3, 60, 500):  # the last text crosses the end of a block of the cache
+            ids = torch.randint(0, 256, (length,), generator=random).tolist()
+            config = replace(GREEDY, max_new_tokens=48)
+            assert pair.generate(ids, config).ids == pair.generate(ids, config, "target").ids
+
+
+@pytest.mark.parametrize("rule", [RULES[0], STATIC], ids=["exact", "static"])
+def test_a_draft_waits_for_the_device_once(tiny_folder, rule):
+    folder = str(tiny_folder("llama", layers=6))
+    pair = load_pair(folder, folder, draft=rule, **CUDA)
+    drafter = pair._drafting
+    drafter.open(IDS, GREEDY)
+    drafter.draft(IDS, 8)  # captures what is missing
+    drafter.rewind_to_confirmed(IDS)
+    (loop,) = pair.drafter.static.loops.values()
+    ids = torch.tensor(IDS[pair.drafter.length :], device="cuda:0")
+    blocks = drafter.engine.draft_blocks(exact_first=True)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            loop.draft(ids, 8, blocks)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1, [str(wait.message) for wait in waits]
 
 
 def test_target_device_auto_gives_the_same_ids(tiny_folder):

@@ -137,11 +137,10 @@ def verification_parts(stack: DecoderStack) -> Iterator[Part]:
     import torch
 
     from pdevis.decoding.verifier import accept_greedy
-    from pdevis.generation import Draft
 
     logits = torch.randn(GAMMA + 1, stack.vocab_size, dtype=stack.weights.dtype, device=stack.device)
-    draft = Draft(logits.argmax(-1)[:GAMMA].tolist())
-    yield Part(f"greedy verify, γ={GAMMA}", GAMMA + 1, lambda: accept_greedy(draft, logits))
+    draft_ids = logits.argmax(-1)[:GAMMA]
+    yield Part(f"greedy verify, γ={GAMMA}", GAMMA + 1, lambda: accept_greedy(draft_ids, logits))
 
 
 def load_stacks(args: Namespace, device: device) -> tuple[dict[str, DecoderStack], int]:

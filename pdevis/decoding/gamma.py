@@ -20,7 +20,7 @@ from typing import Protocol
 from pdevis.config import AUTO, DecodeConfig
 from pdevis.generation import Round
 
-MAX_GAMMA = 16  # upper limit of the draft length
+MAX_GAMMA = 15  # upper limit of the draft length: with the confirmed token one tile of a GPU's matrix units
 INITIAL_GAMMA = 2  # draft length of the very first round, before anything is known
 TIMING_WINDOW = 9  # recent timings of each kind that the median is taken over
 DECAY = 0.98  # factor per round on the weight of earlier rounds

@@ -41,8 +41,8 @@ def speculative(
 ) -> Iterator[TokenEvent]:
     """Decode after `prompt` until an EOS or a limit; yield a `TokenEvent` without text for each confirmed token.
 
-    The drafter reads the prompt when it is first asked for a draft, or, if it is concurrent, while the target does.
-    However the generation ends, finished, closed or failed, both caches are rewound to the confirmed tokens.
+    The drafter reads the prompt when first asked for a draft, or, if concurrent, while the target does. However this
+    ends, finished, closed or failed, both caches are rewound to the confirmed tokens.
 
     Args:
         verifier: the target.
@@ -50,7 +50,7 @@ def speculative(
         prompt: token ids, fewer than the target's context holds.
         config: decoding settings with `eos_ids` set; with `overlap` the drafter drafts ahead during verification.
         stats: filled in during the generation.
-        policy: chooses the draft length of each round; None: the one that `config.gamma` asks for.
+        policy: chooses the draft length of each round; None: as `config.gamma` asks.
         recorder: receives every round.
     """
     policy = policy or gamma_policy(config)
@@ -65,7 +65,7 @@ def speculative(
             verifier.open(prompt, config)
             stats.add_prefill(clock.lap())
         while not progress.stop_reason:
-            limit = min(progress.draft_limit, drafter.context_length - len(progress.confirmed))
+            limit = min(progress.draft_limit, _room(verifier, drafter, len(progress.confirmed)))
             gamma = policy.choose(limit)
             round = Round(draft_limit=limit, fallback=policy.falls_back, concurrent=drafter.concurrent)
             if gamma > 0:
@@ -89,3 +89,8 @@ def speculative(
     finally:
         verifier.release(progress.confirmed)
         drafter.release(progress.confirmed)
+
+
+def _room(verifier: Verifier, drafter: DraftSource, confirmed: int) -> int:
+    """Return how many draft tokens after some confirmed ones both models can process."""
+    return min(drafter.context_length - confirmed, verifier.draft_room(confirmed))

@@ -34,8 +34,16 @@ class Verifier:
         ids = torch.tensor([confirmed[-1], *draft.ids], device=self.model.device)
         logits = self.model.forward(ids)  # [G + 1, V]
         if sampler.config.greedy:
-            return accept_greedy(draft, logits)
+            return accept_greedy(ids[1:], logits)
         return accept_sampled(draft, distribution(logits, sampler.config), sampler)
+
+    def draft_room(self, confirmed: int) -> int:
+        """Return the length of the longest draft after some tokens that one forward verifies as plain decoding would.
+
+        Only forwards in static shapes have a limit below the context length.
+        """
+        static = getattr(self.model, "static", None)
+        return self.model.context_length if static is None else static.room(confirmed - 1) - 1
 
     def rewind_to_confirmed(self, confirmed: list[int]) -> None:
         """Rewind the cache to the confirmed tokens but the last, which the next forward begins with."""
@@ -49,13 +57,16 @@ class Verifier:
             self.rewind_to_confirmed(confirmed)
 
 
-def accept_greedy(draft: Draft, logits: Tensor) -> Verdict:
-    """Accept a token iff it is the target's argmax: no probabilities, no random numbers."""
-    best = logits.argmax(-1).tolist()
-    accepted = 0
-    while accepted < len(draft.ids) and draft.ids[accepted] == best[accepted]:
-        accepted += 1
-    return Verdict(accepted, best[accepted])
+def accept_greedy(draft_ids: Tensor, logits: Tensor) -> Verdict:
+    """Accept a token iff it is the target's argmax: no probabilities, no random numbers, one look at the device.
+
+    Args:
+        draft_ids: [G].
+        logits: [G + 1, V].
+    """
+    best = logits.argmax(-1)
+    accepted = (best[:-1] == draft_ids).long().cumprod(0).sum()
+    return Verdict(*torch.stack([accepted, best[accepted]]).tolist())
 
 
 def accept_sampled(draft: Draft, p: Tensor, sampler: Sampler) -> Verdict:

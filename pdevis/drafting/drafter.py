@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.sampling import Sampler, distribution
+from pdevis.drafting.draft_loop import DraftBlocks, DraftLoop
 from pdevis.drafting.engine import DraftEngine, DraftStep, Engine, LaneExecutor, PlainEngine
 from pdevis.generation import Draft
 from pdevis.models.causal_lm import CausalLM, load_prompt
@@ -60,6 +61,7 @@ class Drafter:
         self.sampler = Sampler(DecodeConfig(), model.device)
         self.eos: frozenset[int] = frozenset()
         self._is_open = False
+        self._has_invalid_entries = False  # in the cache, from an invalid draft
         self._is_broken = False  # until the end of the generation, no draft is possible
         self._logprobs: list[Tensor] = []  # log-probabilities [1] of the last draft's tokens
 
@@ -103,11 +105,14 @@ class Drafter:
             self.engine.steps, self.engine.passes = 0, []
         ids = torch.tensor(self._readable(confirmed[self.model.length :]), device=self.model.device)
         draft, chosen, probs = Draft(), [], []
+        greedy = self.sampler.config.greedy
+        if greedy and not should_continue and (blocks := self.engine.draft_blocks(exact_first=self.recalibrates)):
+            return self._draft_in_loop(draft, ids, gamma, blocks)
         self._logprobs = []
         on_cpu = self.model.device.type == "cpu"
         for index in range(gamma):
             step = self._first_step(ids) if index == 0 else self.engine.draft(ids)
-            if self.sampler.config.greedy:
+            if greedy:
                 ids, logprob = step.argmax(self.vocab)  # stays on the device: no synchronization in a greedy draft
             else:
                 q, ids, logprob = self._sample(step.logits[None, : self.vocab])
@@ -124,6 +129,23 @@ class Drafter:
                 if not (isfinite(draft.confidences[-1]) and should_continue(draft.confidences[-1])):
                     break
         self._finish(draft, torch.cat(chosen).tolist(), probs)
+        return draft
+
+    def _draft_in_loop(self, draft: Draft, ids: Tensor, gamma: int, blocks: DraftBlocks) -> Draft:
+        """Make a greedy draft in static shapes, which needs no look from the host before its end."""
+        forward, engine = self.model.static, self.engine
+        loop = forward.loops.setdefault(self.vocab, DraftLoop(forward, self.vocab))
+        extra = max(0, len(ids) - forward.max_tokens)  # confirmed tokens of many plain rounds
+        if extra:
+            engine.prefill(ids[:extra])
+        tokens, logprobs = loop.draft(ids[extra:], gamma, blocks)
+        self._logprobs = [torch.tensor(logprobs)]
+        further = gamma - 1 if self.recalibrates else gamma
+        if self.recalibrates:
+            self.exact_prefix = self.model.length - further
+        draft.skipped = engine.schedule.skipped * further
+        draft.depth = engine.schedule.depth * further + 2 * engine.layers * (gamma - further)
+        self._finish(draft, tokens, [])
         return draft
 
     def _sample(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,6 +167,7 @@ class Drafter:
         draft.confidences = draft.confidences[:valid]
         draft.probs = torch.stack(probs[:valid]) if probs[:valid] else None
         draft.passes = self.engine.passes if self.traced else []
+        self._has_invalid_entries = draft.invalid and getattr(self.model, "static", None) is not None
         # Not finite after confirmed tokens: these stay in the text, and so does the fault.
         self._is_broken = draft.invalid and valid == 0
 
@@ -179,6 +202,9 @@ class Drafter:
             keep = self.exact_prefix = min(keep, self.exact_prefix)
         self.model.rewind(keep)
         self.model.tokens = self._readable(confirmed[:keep])
+        if self._has_invalid_entries:
+            self.model.cache.clear_scratch()
+            self._has_invalid_entries = False
 
     def release(self, confirmed: list[int]) -> None:
         """End the generation and drop approximate cache entries, so that the next one can reuse the prefix."""

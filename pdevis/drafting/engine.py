@@ -20,6 +20,7 @@ from torch import Tensor
 from pdevis.config import AUTO, DraftConfig
 from pdevis.drafting.corrections import NO_CORRECTIONS, load_corrections
 from pdevis.drafting.divergence import similarity, similarity_matrix
+from pdevis.drafting.draft_loop import DraftBlocks
 from pdevis.drafting.schedule import (
     Group,
     exact_schedule,
@@ -30,8 +31,9 @@ from pdevis.drafting.schedule import (
 )
 from pdevis.drafting.wide_layers import PreparedLayer, PreparedSchedule, all_rows, prepare_schedule
 from pdevis.generation import TracedPass
-from pdevis.models.causal_lm import CHUNK, CausalLM
+from pdevis.models.causal_lm import CHUNK, CausalLM, argmax_logprob
 from pdevis.models.stack import DecoderStack, Step
+from pdevis.models.static.static_forward import StaticForward
 
 
 class OutputHead(Protocol):
@@ -65,12 +67,6 @@ class DraftStep:
         return self.head.argmax(self.hidden, vocab)
 
 
-def argmax_logprob(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the argmax [1] of logits [V] (lowest id on ties) and its log-probability [1]."""
-    best = logits.argmax(-1, keepdim=True)
-    return best, logits[best].float() - logits.float().logsumexp(-1)
-
-
 class Engine(Protocol):
     """Runs drafter forwards, exactly or under a drafting rule."""
 
@@ -84,6 +80,14 @@ class Engine(Protocol):
 
     def draft(self, ids: Tensor) -> DraftStep:
         """Append ids [T] under the drafting rule."""
+        ...
+
+    def draft_blocks(self, *, exact_first: bool) -> DraftBlocks | None:
+        """Return the layers of a draft in static shapes; None if the stack has none, or decides as it drafts.
+
+        Args:
+            exact_first: the draft begins with an exact forward.
+        """
         ...
 
     def broadcast_token(self, ids: Tensor) -> Tensor:
@@ -110,6 +114,9 @@ class PlainEngine:
 
     draft = exact
 
+    def draft_blocks(self, *, exact_first: bool) -> None:
+        return None
+
     def logits(self, h: Tensor) -> Tensor:
         return h
 
@@ -122,6 +129,8 @@ class LaneExecutor(OutputHead, Protocol):
 
     Returned tensors may alias internal buffers that the next call overwrites; clone them to keep them longer.
     """
+
+    is_whole: bool  # True if the stack of this process has all layers, so that no other process has to take part
 
     def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
         """Run all layers one after another, like `DecoderStack.run_layers`."""
@@ -154,6 +163,8 @@ class LaneExecutor(OutputHead, Protocol):
 
 class LocalLanes:
     """All lanes on the stack's own device, one after another."""
+
+    is_whole = True
 
     def __init__(self, stack: DecoderStack) -> None:
         self.stack = stack
@@ -265,6 +276,10 @@ class DraftEngine:
         if len(ids) > self.max_tokens:  # confirmed tokens of many plain rounds
             self.prefill(ids[:-1])
             ids = ids[-1:]
+        blocks = self.draft_blocks(exact_first=False)
+        if blocks and len(ids) <= self.stack.static.max_tokens:
+            h = self.stack.run_static(ids, blocks.further)[: len(ids)]
+            return DraftStep(h[-1:], skipped=self.schedule.skipped, depth=self.schedule.depth, head=self.lanes)
         step = self.stack.begin(len(ids))
         h = self.stack.embed(ids)
         if self.config.check != "inline":
@@ -276,6 +291,16 @@ class DraftEngine:
         self.stack.commit(step)
         self.steps += 1
         return DraftStep(h[-1:], skipped=skipped, depth=depth, head=self.lanes)
+
+    def draft_blocks(self, *, exact_first: bool) -> DraftBlocks | None:
+        forward = self.stack.static
+        if not isinstance(forward, StaticForward) or not self.lanes.is_whole or self.passes is not None:
+            return None
+        if self.config.mode == "exact":
+            return DraftBlocks(forward.exact, forward.exact)
+        if self.config.check == "static" and (blocks := self.prepared[0].blocks):
+            return DraftBlocks(forward.exact if exact_first else blocks, blocks)
+        return None
 
     def _scheduled(self, h: Tensor, step: Step) -> Tensor:
         for prepared in self.prepared:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +31,7 @@ from pdevis.models.layers import MLP, Attention, RMSNorm, UnitRMSNorm
 from pdevis.models.linear import DRAFTER_FORMATS, DenseLinear, Linear
 from pdevis.models.rotation import RotatedInputLinear
 from pdevis.models.stack import DecoderStack, Step
+from pdevis.models.static.static_forward import Block
 
 MAX_PREPARED = 8  # schedules of a stack whose wide layers stay in memory
 
@@ -100,6 +102,13 @@ class PreparedSchedule:
     layers: tuple[PreparedLayer, ...]
     added_bytes: int
 
+    @cached_property
+    def blocks(self) -> tuple[Block, ...] | None:
+        """The layers for forwards in static shapes; None if they are staggered."""
+        if not all(isinstance(layer, WideLayer) for layer in self.layers):
+            return None
+        return tuple(Block(layer.attention, layer.mlps) for layer in self.layers)
+
 
 GatherRows = Callable[[Tensor], tuple[Tensor, range]]  # some rows of a matrix -> the whole matrix, and which they are
 
@@ -129,12 +138,13 @@ def prepare_schedule(
     assert schedule.layers == len(stack.layers), "a schedule of another drafter"
     key = (schedule, stagger, id(corrections))  # which the value keeps alive
     if key not in stack.prepared:
-        # a compiled forward and another model with the same weights keep using the exact layers as they are
-        shares = not stack.shares_weights and not stack.compiled_forward
-        maker = _Maker(stack, corrections, shares_matrices=shares, gather_rows=gather_rows)
+        # another model with the same weights keeps using the exact layers as they are
+        maker = _Maker(stack, corrections, shares_matrices=not stack.shares_weights, gather_rows=gather_rows)
         layers = tuple(maker.make(group, stagger=stagger) for group in schedule.groups)
         while len(stack.prepared) >= MAX_PREPARED:
-            del stack.prepared[next(iter(stack.prepared))]
+            oldest, _ = stack.prepared.pop(next(iter(stack.prepared)))
+            if stack.static:
+                stack.static.drop(oldest.blocks)
         stack.prepared[key] = (PreparedSchedule(schedule, layers, maker.added_bytes), corrections)
     return stack.prepared[key][0]
 
@@ -241,6 +251,8 @@ class _Maker:
                 self.added_bytes -= columns.weight.nbytes
             shared = replace(self.stack.layers[layer], **{kind: replace(part, **changes)})
             self.stack.layers[layer] = self.weights.layers[layer] = shared  # the matrices before are freed
+            if self.stack.static:
+                self.stack.static.forget()
 
     # ---- matrices ----
 

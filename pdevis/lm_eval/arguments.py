@@ -18,6 +18,7 @@ PAIR_ARGUMENTS = (  # of `load_pair`
     "target_precision",
     "draft_precision",
     "draft_vocab",
+    "graphs",
     "compile",
 )
 ADAPTER_ARGUMENTS = (

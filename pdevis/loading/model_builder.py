@@ -11,6 +11,7 @@ parallelism: heads, MLP columns and vocabulary are divided, and every rank gets 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,10 @@ from pdevis.loading.weights.random_models import RandomTensors
 from pdevis.loading.weights.safetensors_files import OpenedModel, open_model
 from pdevis.loading.weights.weight_reader import read_weights
 from pdevis.models.causal_lm import CausalLM
-from pdevis.models.compiled import compile_stack
 from pdevis.models.layers import WHOLE, ShardSpec
 from pdevis.models.linear import storage_dtype
 from pdevis.models.stack import DecoderStack
+from pdevis.models.static.start import set_up_static_shapes
 from pdevis.util.validation import ModelLoadError
 
 if TYPE_CHECKING:
@@ -244,11 +245,16 @@ def model_fingerprint(spec: LoadSpec) -> str | None:
     return fingerprint(opened) if opened else None
 
 
-def build_model(spec: LoadSpec, shard: ShardSpec = WHOLE, *, compile: bool = False) -> CausalLM:
-    """Load one model, or one device's shard of it. Errors as for `read_model`."""
+def _print_note(line: str) -> None:
+    if line.startswith("note: "):
+        print(line, file=sys.stderr, flush=True)
+
+
+def build_model(spec: LoadSpec, shard: ShardSpec = WHOLE, *, static_shapes: bool = False) -> CausalLM:
+    """Load one model, or one device's shard of it. Errors as for `read_model`; notes go to stderr."""
     with without_progress_bars():
         loaded = read_transformers_model(spec, storage_dtype(spec.precision))
     model = make_causal_lm(loaded, spec, consume=True, shard=shard)
-    if compile and shard == WHOLE:  # the exact passes of several devices exchange data at each layer
-        compile_stack(model)
+    if static_shapes and shard == WHOLE:  # the exact passes of several devices exchange data at each layer
+        set_up_static_shapes(model, spec.role, _print_note)
     return model

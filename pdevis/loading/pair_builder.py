@@ -28,9 +28,9 @@ from pdevis.loading.checkpoint import (
 from pdevis.loading.model_builder import LoadSpec, check_lanes, make_causal_lm, read_transformers_model
 from pdevis.loading.weights.families import FAMILIES, unsupported_reason
 from pdevis.models.causal_lm import CausalLM
-from pdevis.models.compiled import compile_stack
 from pdevis.models.linear import PRECISIONS, STACK_FORMATS, resolve_precision, storage_dtype
 from pdevis.models.stack import DecoderStack
+from pdevis.models.static.start import GRAPHS
 from pdevis.parallel.torchrun.process_group import RankChannel, Ranks, start_ranks, under_torchrun
 from pdevis.parallel.torchrun.tensor_parallel import TensorParallel
 from pdevis.util.validation import ModelLoadError, check_integer, check_one_of
@@ -44,7 +44,7 @@ Progress = Callable[[str], None]
 # ---- settings and placement ----
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PairSpec:
     """A target and a drafter to load. The fields have the meaning of `load_pair`'s arguments.
 
@@ -61,8 +61,10 @@ class PairSpec:
     mode: str = AUTO
     draft_vocab: int | None = None
     overlap: bool = False
+    graphs: str = AUTO
 
     def __post_init__(self) -> None:
+        check_one_of("graphs", self.graphs, GRAPHS)
         check_one_of("target_precision", self.target_precision, PRECISIONS)
         check_one_of("draft_precision", self.draft_precision, PRECISIONS)
         if self.draft_vocab is not None:
@@ -296,15 +298,14 @@ def build_pair(spec: PairSpec, on_progress: Progress) -> BuiltPair:
     )
 
 
-def compile_pair(built: BuiltPair) -> None:
-    """Compile both models' forwards at first use. Raises ValueError if one of them runs through transformers."""
+def check_graphs(built: BuiltPair, graphs: str) -> None:
+    """Raise ValueError if graphs are asked for and one of the models cannot have them."""
+    if graphs != "on":
+        return
     for role, model in (("target", built.target), ("drafter", built.drafter)):
-        remote = isinstance(model, LoadSpec)  # the processes that load it also compile it
+        remote = isinstance(model, LoadSpec)
         if model.hf_only_reason if remote else not isinstance(model, DecoderStack):
-            raise ValueError(f"compile = True: only for {SUPPORTED}, a target on one device; not for this {role}")
-        if not remote:
-            compile_stack(model)
-    built.labels["compile"] = True
+            raise ValueError(f"graphs = 'on': only for {SUPPORTED}, a target on one device; not for this {role}")
 
 
 @dataclass(frozen=True)

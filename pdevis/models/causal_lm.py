@@ -40,6 +40,12 @@ class CausalLM(Protocol):
         ...
 
 
+def argmax_logprob(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the argmax [1] of logits [V] (lowest id on ties) and its log-probability [1]."""
+    best = logits.argmax(-1, keepdim=True)
+    return best, logits[best].float() - logits.float().logsumexp(-1)
+
+
 def load_prompt(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[[Tensor], None]) -> None:
     """Bring a model's cache to the prompt without its last token.
 

@@ -80,6 +80,10 @@ class KVCache:
         assert 0 <= length <= self.length, f"rewind to {length} of {self.length} tokens"
         self.length = length
 
+    def clear_scratch(self) -> None:
+        """Set the entries beyond the sequence to 0: forwards in static shapes multiply them by 0, which keeps NaN."""
+        self.storage[:, self.length :] = 0
+
     @torch.inference_mode(False)  # so that entries may be written inside and outside inference mode
     def reserve(self, tokens: int) -> None:
         """Provide storage for `tokens` tokens. If memory runs out, the cache stays as it was."""

@@ -25,13 +25,28 @@ from pdevis.models.layers import Attention, RotaryEmbedding, StackWeights, apply
 ROWWISE_ATTENTION_MAX_TOKENS = 17
 
 
-class CompiledForward(Protocol):
-    """A compiled replacement for `DecoderStack.run_layers`."""
+class StaticShapes(Protocol):
+    """Forwards in static shapes (static/static_forward.py), in place of `DecoderStack.run_layers`."""
 
     max_tokens: int  # longest call
 
-    def run(self, ids: Tensor, start: int) -> Tensor:
-        """Compute hidden states [T, H] after the last layer for ids [T] at positions from `start`; write the cache."""
+    def run(self, ids: Tensor, start: int, blocks: Any = None) -> Tensor:
+        """Compute hidden states after the last layer for ids [T] at positions from `start`, and write the cache.
+
+        The first T rows of the result are those of the ids; others are padding.
+        """
+        ...
+
+    def room(self, start: int) -> int:
+        """Return how many tokens from position `start` on one forward computes as it does one by one."""
+        ...
+
+    def forget(self) -> None:
+        """Drop everything that was made with the stack's own layers, which have been replaced."""
+        ...
+
+    def drop(self, blocks: Any) -> None:
+        """Drop what was made with some blocks, so that their memory can be freed."""
         ...
 
 
@@ -69,7 +84,7 @@ class DecoderStack:
             device=weights.device,
             max_tokens=weights.context_length,
         )
-        self.compiled_forward: CompiledForward | None = None  # set by `compile_stack`
+        self.static: StaticShapes | None = None  # used by forwards that are short enough and not traced
         self.shared_sublayers: set[tuple[str, int]] = set()  # those that use parts of wide matrices
         self.prepared: dict[Any, Any] = {}  # static schedules with their wide layers (drafting/wide_layers.py)
         self._rotary = RotaryEmbedding(weights.frequencies, weights.rope_scale, weights.dtype)
@@ -186,12 +201,10 @@ class DecoderStack:
 
         Args:
             ids: the tokens.
-            trace: receives h_0 (embedding) to h_L, [T, H] each. A traced forward is never compiled.
+            trace: receives h_0 (embedding) to h_L, [T, H] each. A traced forward has no static shape.
         """
-        if self.compiled_forward and trace is None and len(ids) <= self.compiled_forward.max_tokens:
-            h = self.compiled_forward.run(ids, self.cache.length)
-            self.cache.commit(self.cache.length + len(ids))
-            return h
+        if self.static and trace is None and len(ids) <= self.static.max_tokens:
+            return self.run_static(ids)[: len(ids)]
         step = self.begin(len(ids))
         h = self.embed(ids)
         if trace is not None:
@@ -204,7 +217,23 @@ class DecoderStack:
         self.commit(step)
         return h
 
+    def run_static(self, ids: Tensor, blocks: Any = None) -> Tensor:
+        """Run layers in static shapes, like `run_layers`, but with rows of padding after those of the ids.
+
+        The next call overwrites the result.
+
+        Args:
+            ids: [T], at most `static.max_tokens`.
+            blocks: the layers (static/static_forward.py); None: all, exactly.
+        """
+        start = self.cache.length
+        h = self.static.run(ids, start, blocks)
+        self.cache.commit(start + len(ids))
+        return h
+
     def forward(self, ids: Tensor) -> Tensor:
+        if self.static and len(ids) <= self.static.max_tokens:  # the output head has a fixed number of rows too
+            return self.logits(self.run_static(ids))[: len(ids)]
         return self.logits(self.run_layers(ids))
 
     def prefill(self, ids: Tensor) -> None:

@@ -21,9 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pdevis.drafting.engine import argmax_logprob
 from pdevis.drafting.wide_layers import WideLayer
-from pdevis.models.causal_lm import CHUNK
+from pdevis.models.causal_lm import CHUNK, argmax_logprob
 from pdevis.models.layers import ShardSpec
 from pdevis.models.stack import DecoderStack, Step
 from pdevis.parallel.collectives import Communicator, broadcast
@@ -50,10 +49,11 @@ class DeviceLanes:
         mlp_bytes = _mlp_shard_bytes(stack, communicator.size) * communicator.size
         self.prefetches_mlps = self.splits_mlps and mlp_bytes <= _l3_bytes() // 2
         self.layers = len(stack.layers)
+        self.is_whole = communicator.size == 1
         self.all_ranks = range(communicator.size)
 
     def run_layers(self, ids: Tensor, trace: list[Tensor] | None = None) -> Tensor:
-        if self.stack.compiled_forward and self.communicator.size == 1 and trace is None:
+        if self.stack.static and self.is_whole and trace is None:
             self.communicator.all_gather([], [], ids.shape, ids)
             return self.stack.run_layers(ids)
         step = self.stack.begin(len(ids))
@@ -121,7 +121,7 @@ class DeviceLanes:
 
     def gather_rows(self, part: Tensor) -> tuple[Tensor, range]:
         """Collect a `down` matrix whose rows are divided among the ranks, all of which call this at the same time."""
-        if not self.splits_mlps or self.communicator.size == 1:
+        if not self.splits_mlps or self.is_whole:
             return part, range(len(part))
         size = self.stack.weights.embedding.shape[1]
         columns = [

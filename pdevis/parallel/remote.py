@@ -18,7 +18,9 @@ from pdevis.devices import DeviceSlot
 from pdevis.generation import Draft
 from pdevis.loading.model_builder import LoadSpec
 from pdevis.loading.pair_builder import BuiltPair
+from pdevis.loading.weights.families import unsupported_reason
 from pdevis.models.causal_lm import CausalLM
+from pdevis.models.static.start import uses_graphs
 from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 from pdevis.parallel.worker_process import WorkerInfo
@@ -152,7 +154,7 @@ class RemoteDrafter:
         return unsent
 
 
-def start_drafter(built: BuiltPair, compile: bool, on_progress: Callable[[str], None]) -> CausalLM | DrafterBackend:
+def start_drafter(built: BuiltPair, graphs: str, on_progress: Callable[[str], None]) -> CausalLM | DrafterBackend:
     """Return the drafter of a pair, started in other processes if `build_pair` has not loaded it here.
 
     Under torchrun only for rank 0; the other ranks call `follow_main_rank`.
@@ -163,8 +165,10 @@ def start_drafter(built: BuiltPair, compile: bool, on_progress: Callable[[str], 
     draft_device = built.labels["draft_device"]
     if draft_device == RANKS:
         return TorchrunDrafter(built.channel, drafter, target_vocab=built.target.vocab_size)
+    supported = not unsupported_reason(drafter.config)
+    static_shapes = supported and uses_graphs(graphs, built.draft_slots[0].device)
     on_progress(f"starting the drafter, {drafter.name} ({drafter.precision} on {draft_device})")
-    return WorkerPool(drafter, built.draft_slots, target_vocab=built.target.vocab_size, compile=compile)
+    return WorkerPool(drafter, built.draft_slots, target_vocab=built.target.vocab_size, static_shapes=static_shapes)
 
 
 def follow_main_rank(built: BuiltPair) -> None:

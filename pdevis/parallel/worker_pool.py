@@ -60,7 +60,7 @@ class WorkerPool:
         device_slots: one per process; the first one is rank 0's.
         target_vocab: ids from here on are never proposed.
         transport: "shared", "gloo" or "nccl"; None: shared memory between CPU cores, nccl between GPUs.
-        compile: as for `load_pair`.
+        static_shapes: run whole forwards in static shapes, as graphs on CUDA.
         timeout_seconds: time without a heartbeat after which a process counts as hung; None: depends on the drafter.
         min_ahead_probability: as for `DraftService`.
 
@@ -77,15 +77,15 @@ class WorkerPool:
         *,
         target_vocab: int,
         transport: str | None = None,
-        compile: bool = False,
+        static_shapes: bool = False,
         timeout_seconds: float | None = None,
         min_ahead_probability: float = MIN_AHEAD_PROBABILITY,
     ) -> None:
-        self.load_spec, self.target_vocab, self.compile = load_spec, target_vocab, compile
+        self.load_spec, self.target_vocab, self.static_shapes = load_spec, target_vocab, static_shapes
         self.device_slots = list(device_slots)
         self.devices = len(device_slots)
         self.has_sublayer_access = not unsupported_reason(load_spec.config)
-        frequent_heartbeats = self.has_sublayer_access and not compile
+        frequent_heartbeats = self.has_sublayer_access and not static_shapes
         default_seconds = HEARTBEAT_TIMEOUT_SECONDS if frequent_heartbeats else FORWARD_TIMEOUT_SECONDS
         self.timeout_seconds = timeout_seconds or default_seconds
         transport = transport or ("nccl" if device_slots[0].device.type == "cuda" else SHARED_MEMORY)
@@ -110,7 +110,7 @@ class WorkerPool:
                         transport=transport,
                         rendezvous_file=str(Path(folder) / "ranks"),
                         timeout_seconds=self.timeout_seconds,
-                        compile=compile,
+                        static_shapes=static_shapes,
                         min_ahead_probability=min_ahead_probability,
                     )
                 )
@@ -125,7 +125,7 @@ class WorkerPool:
         """Start a copy of this drafter on other devices."""
         check_lanes(",".join(map(str, device_slots)), device_slots, self.load_spec.config)
         load_spec = replace(self.load_spec, device=device_slots[0].device)
-        return WorkerPool(load_spec, device_slots, target_vocab=self.target_vocab, compile=self.compile)
+        return WorkerPool(load_spec, device_slots, target_vocab=self.target_vocab, static_shapes=self.static_shapes)
 
     @property
     def alive(self) -> bool:

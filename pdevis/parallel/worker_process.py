@@ -59,7 +59,7 @@ class WorkerSpec:
     transport: str
     rendezvous_file: str  # through which the ranks of torch.distributed find each other
     timeout_seconds: float
-    compile: bool
+    static_shapes: bool
     min_ahead_probability: float
 
 
@@ -129,7 +129,7 @@ class Worker:
         shard = ShardSpec(spec.rank, spec.buffer.size, split_mlps=communicator.fast)
         load_spec = replace(spec.load_spec, device=spec.device_slot.device)
         self.service = DraftService(
-            build_model(load_spec, shard, compile=spec.compile),
+            build_model(load_spec, shard, static_shapes=spec.static_shapes),
             communicator,
             target_vocab=spec.target_vocab,
             head_rows=load_spec.head_rows,

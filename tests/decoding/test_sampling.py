@@ -46,7 +46,7 @@ def test_greedy_acceptance_uses_neither_probabilities_nor_random_numbers():
     rows = torch.nn.functional.one_hot(best, 6).float()
     before = torch.random.get_rng_state()
     for ids, accepted, bonus in [([3, 1, 4], 3, 1), ([3, 1, 5], 2, 4), ([0, 1, 4], 0, 3), ([3, 0, 4], 1, 1)]:
-        verdict = accept_greedy(Draft(ids), rows)
+        verdict = accept_greedy(torch.tensor(ids, dtype=torch.long), rows)
         assert (verdict.accepted, verdict.bonus) == (accepted, bonus)
     assert torch.equal(before, torch.random.get_rng_state())
 

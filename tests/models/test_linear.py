@@ -39,7 +39,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("formats", [FORMATS, DRAFTER_FORMATS], ids=["target", "drafter"])
-@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("rows", [1, 9, 20])
 @pytest.mark.parametrize(
     ("name", "error"),
     [

@@ -117,6 +117,7 @@ def test_a_shared_prefix_is_reused_in_the_worker(workers, target):
     assert first == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [2, "auto"])
 def test_sampled_text_keeps_the_targets_distribution(tiny_folder, gamma):
     """The first two sampled tokens over many seeds against the exact distribution (total variation)."""

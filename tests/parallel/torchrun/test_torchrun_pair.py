@@ -89,7 +89,7 @@ def lead(target: str, drafter: str, draft_device: str, modes: str) -> None:
     ("family", "drafter", "draft_device"),
     [
         ("qwen3", "other", "ranks"),
-        ("llama", "self", ""),
+        pytest.param("llama", "self", "", marks=pytest.mark.slow),
         pytest.param("llama", "self", "ranks", marks=pytest.mark.slow),
         pytest.param("llama", "other", "cpu", marks=pytest.mark.slow),
         pytest.param("llama", "other", "cpu:0", marks=pytest.mark.slow),  # in a worker process

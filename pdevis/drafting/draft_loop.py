@@ -1,0 +1,120 @@
+"""DraftLoop: a greedy draft without a look from the host, whatever its length.
+
+A draft step (forward, choice of the next token, step to the next position) works on fixed buffers and is captured as a
+graph. A draft is one exact forward over the tokens confirmed since the last round, then one replay per token, then one
+transfer of all tokens and their log-probabilities to the host.
+
+Shapes: T = tokens of the first forward, γ = tokens of the draft, H = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdevis.models.causal_lm import argmax_logprob
+from pdevis.models.static.graphs import Graph, make_graph
+from pdevis.models.static.static_forward import Block, StaticForward
+
+MIN_SLOTS = 16  # tokens of the longest draft that the first buffers hold
+
+
+@dataclass(frozen=True)
+class DraftBlocks:
+    """The layers of a draft: of its first forward, and of its further steps."""
+
+    first: tuple[Block, ...]
+    further: tuple[Block, ...]
+
+
+class DraftLoop:
+    """Greedy drafts of one stack.
+
+    Args:
+        forward: the stack's static-shape forwards; its smallest width is 1.
+        vocab: ids from here on are never proposed.
+    """
+
+    def __init__(self, forward: StaticForward, vocab: int) -> None:
+        assert forward.widths[0] == 1
+        stack = forward.stack
+        self.forward, self.stack, self.vocab = forward, stack, vocab
+        size, dtype, device = stack.weights.embedding.shape[1], stack.weights.dtype, stack.device
+        self._hidden = torch.zeros(1, size, dtype=dtype, device=device)
+        self._token, self._position, self._slot = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(3))
+        self._choice: Graph | None = None
+        self._steps: dict[tuple[int, int], Graph] = {}
+        self._storage: Tensor | None = None  # of the cache, that the steps were captured with
+        self._allot(MIN_SLOTS)
+
+    def draft(self, ids: Tensor, gamma: int, blocks: DraftBlocks) -> tuple[list[int], list[float]]:
+        """Append ids [T] and γ - 1 draft tokens to the cache; return γ tokens and their log-probabilities.
+
+        Args:
+            ids: confirmed tokens that the cache lacks, at most `forward.max_tokens`.
+            gamma: γ >= 1.
+            blocks: the layers to run.
+        """
+        start, tokens = self.stack.length, len(ids)
+        end = start + tokens + gamma - 1
+        attended = self.forward.reserve(start, tokens + gamma - 1, self.forward.max_tokens + gamma)
+        if gamma > self._found.shape[1]:
+            self._allot(gamma)
+        choice = self._choice or self._capture_choice()
+        step = self._step(blocks.further, attended, start + tokens) if gamma > 1 else None
+        hidden = self.forward.run(ids, start, blocks.first)
+        self._hidden.copy_(hidden[tokens - 1 : tokens])
+        self._position.fill_(start + tokens - 1)
+        self._slot.fill_(0)
+        choice.replay()
+        for _ in range(gamma - 1):
+            step.replay()
+        self.stack.cache.commit(end)
+        found, logprobs = self._found[:, :gamma].tolist()
+        return [int(token) for token in found], logprobs
+
+    def _allot(self, slots: int) -> None:
+        """Make buffers for drafts of up to this many tokens; graphs with the old ones are dropped."""
+        # ids and log-probabilities, [2, slots], in the one dtype that holds both
+        self._found = torch.zeros(2, slots, dtype=torch.float64, device=self.stack.device)
+        self._choice = None
+        self._steps.clear()
+
+    def _choose(self) -> None:
+        """Choose the token after the hidden state, store it, and step to the next position."""
+        logits = self.stack.logits(self._hidden)[0, : self.vocab]
+        best, logprob = argmax_logprob(logits)
+        self._token.copy_(best)
+        self._found[0].index_copy_(0, self._slot, best.double())
+        self._found[1].index_copy_(0, self._slot, logprob.double())
+        self._slot.add_(1)
+        self._position.add_(1)
+
+    def _capture_choice(self) -> Graph:
+        self._choice = make_graph(self.stack.device)
+        self._choice.capture(self._choose, lambda: self._slot.fill_(0))
+        return self._choice
+
+    def _step(self, blocks: tuple[Block, ...], attended: int, position: int) -> Graph:
+        """Return the graph of a draft step that attends to a block of the cache; its first position is free."""
+        if self._storage is not self.stack.cache.storage:
+            self._steps.clear()
+            self._storage = self.stack.cache.storage
+        key = (id(blocks), attended)
+        if key not in self._steps:
+            function, inputs = self.forward.function(blocks, 1), self.forward.inputs(attended)
+
+            def work() -> None:
+                self._hidden.copy_(function(self._token, self._position, *inputs))
+                self._choose()
+
+            def prepare() -> None:
+                self._position.fill_(position)
+                self._slot.fill_(0)
+
+            graph = make_graph(self.stack.device)
+            graph.capture(work, prepare)
+            self._steps[key] = graph
+        return self._steps[key]

@@ -1,0 +1,1 @@
+"""Forwards in static shapes, compiled by torch.compile and captured as CUDA graphs."""

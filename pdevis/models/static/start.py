@@ -1,0 +1,123 @@
+"""Turning static shapes and graphs on for a stack: the settings, the start-up, and what is said about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pdevis.models.stack import DecoderStack
+from pdevis.models.static.static_forward import CPU_WIDTHS, DRAFTER_WIDTHS, TARGET_WIDTHS, StaticForward
+from pdevis.util.validation import first_line
+
+GRAPHS = ("auto", "on", "off")
+CHECKED_TOKENS = 16
+CONTEXT_TOKENS = 24  # before those of the check
+
+
+def uses_graphs(graphs: str, device: torch.device) -> bool:
+    """Return what a setting of `GRAPHS` means on a device: "auto" is on for CUDA."""
+    return graphs == "on" or (graphs == "auto" and device.type == "cuda")
+
+
+def use_static_shapes(stack: DecoderStack, role: str, *, compiled: bool = True) -> None:
+    """Let a stack run its short forwards in static shapes from now on. Makes nothing yet.
+
+    Args:
+        stack: with all layers on one device.
+        role: "target" or "drafter".
+        compiled: run functions through torch.compile.
+    """
+    widths = (TARGET_WIDTHS if role == "target" else DRAFTER_WIDTHS) if stack.device.type == "cuda" else CPU_WIDTHS
+    stack.static = StaticForward(stack, widths, compiled=compiled)
+
+
+def set_up_static_shapes(stack: DecoderStack, role: str, on_progress: Callable[[str], None]) -> None:
+    """Let a stack run in static shapes: on CUDA captured now (`start_graphs`), elsewhere compiled at first use."""
+    if stack.device.type == "cuda":
+        start_graphs(stack, role, on_progress)
+    else:
+        use_static_shapes(stack, role)
+
+
+def start_graphs(stack: DecoderStack, role: str, on_progress: Callable[[str], None]) -> None:
+    """Compile and capture a stack's forwards on a GPU now, so that the first answer does not wait for it.
+
+    If torch.compile fails, graphs are captured without it; if that fails too, forwards run eagerly. Both are reported.
+    """
+    for compiled in (True, False):
+        use_static_shapes(stack, role, compiled=compiled)
+        on_progress(f"capturing the {role}'s graphs{' (torch.compile)' if compiled else ''}")
+        start = time.perf_counter()
+        try:
+            _run_all_widths(stack)
+        except Exception as error:
+            without = "graphs are captured without it" if compiled else "its forwards run without graphs"
+            what = "torch.compile fails for" if compiled else "no graphs can be captured of"
+            on_progress(f"note: {what} the {role} ({type(error).__name__}: {first_line(error)}): {without}")
+            stack.static = None
+        else:
+            on_progress(f"note: the {role}'s graphs took {time.perf_counter() - start:.0f} s")
+            return
+
+
+def start_pair_graphs(target: Any, drafter: Any, graphs: str, on_progress: Callable[[str], None]) -> dict[str, str]:
+    """Run the models of this process in static shapes if asked for; on CUDA, capture graphs and check the target.
+
+    Returns the label {"graphs": "on"} if one of them does, else {}. Models that transformers runs, and those in other
+    processes, are left as they are.
+    """
+    labels = {}
+    for role, model in (("target", target), ("drafter", drafter)):
+        if not isinstance(model, DecoderStack) or not uses_graphs(graphs, model.device):
+            continue
+        set_up_static_shapes(model, role, on_progress)
+        if model.device.type == "cuda" and role == "target":
+            on_progress(f"note: {describe_differing_rows(count_differing_rows(model))}")
+        if model.static is not None:
+            labels["graphs"] = "on"
+    return labels
+
+
+@torch.inference_mode()
+def _run_all_widths(stack: DecoderStack) -> None:
+    stack.rewind(0)
+    stack.tokens = []
+    try:
+        for width in stack.static.widths:
+            stack.run_static(torch.zeros(width, dtype=torch.long, device=stack.device))
+            stack.rewind(0)
+    finally:
+        stack.rewind(0)
+
+
+@torch.inference_mode()
+def count_differing_rows(stack: DecoderStack, tokens: int = CHECKED_TOKENS) -> int:
+    """Return how many of some tokens have other logits, bit for bit, at once than one by one. Empties the cache.
+
+    Greedy speculative decoding writes exactly the plain decoder's text if there is none.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(stack.vocab_size, (CONTEXT_TOKENS + tokens,), generator=generator).to(stack.device)
+    stack.rewind(0)
+    stack.tokens = []
+    try:
+        stack.prefill(ids[:CONTEXT_TOKENS])
+        at_once = stack.forward(ids[CONTEXT_TOKENS:]).clone()
+        stack.rewind(CONTEXT_TOKENS)
+        alone = torch.cat([stack.forward(ids[i : i + 1]) for i in range(CONTEXT_TOKENS, CONTEXT_TOKENS + tokens)])
+    finally:
+        stack.rewind(0)
+    return int((at_once != alone).any(-1).sum())
+
+
+def describe_differing_rows(count: int, tokens: int = CHECKED_TOKENS) -> str:
+    """Return what `count_differing_rows` has found, as a line."""
+    if count == 0:
+        return f"the target gives {tokens} tokens the same bits at once and one by one"
+    return (
+        f"the target gives {count} of {tokens} tokens other bits at once than one by one: greedy text can differ from "
+        "plain decoding's where two tokens are equally good"
+    )
