@@ -25,7 +25,7 @@ DOCUMENTS = [
     "Data/README.md",
 ]
 STARTS = ("python ", "make ", "torchrun ", "accelerate launch ", "pip install ", "echo ")
-PACKAGES = ("pdevis.tune", "pdevis.simulate", "pdevis.calibrate")
+PACKAGES = ("pdevis.tune", "pdevis.simulate", "pdevis.calibrate", "pdevis.verify")
 MODULES = {package: f"{package.replace('.', '/')}/__main__.py" for package in PACKAGES}
 NOT_HERE = ("FOLDER", "DRAFTER", "FILE", "qwen-", "llama-", "cuda", "ranks", "Data/", "my-data", "e1.jsonl", "o2.jsonl")
 LIMITS = {  # flags that keep a documented run short

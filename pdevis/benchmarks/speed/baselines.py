@@ -121,8 +121,7 @@ def _load_models(
     own_drafter = models[1] != SELF
     if wanted & {*TRANSFORMERS, *([] if own_drafter else [DRAFT_STEP])}:
         on_progress("loading the target again, for transformers")
-        loaded.target, loaded.dtype = _read(models[0], pair.target.device)
-        _reset_generation_config(loaded.target)
+        loaded.target, loaded.dtype = load_transformers_target(models[0], pair.target.device)
     if own_drafter and wanted & {"assisted", "assisted-fixed", DRAFT_STEP}:
         on_progress("loading the drafter again, for transformers")
         loaded.drafter, _ = _read(models[1], pair.drafter.device)
@@ -238,14 +237,26 @@ def llama_cpp_generate(file: Path, *, context: int, vocabulary: int, on_gpu: boo
     return decode
 
 
+def load_transformers_target(name: str, device: Any) -> tuple[Any, str]:
+    """Load a target under transformers, without generation settings of its own; return it and its dtype's name."""
+    model, dtype = _read(name, device)
+    _reset_generation_config(model)
+    return model, dtype
+
+
 def _read(name: str, device: Any) -> tuple[Any, str]:
     """Read a transformers model in the dtype for its device; return it and the dtype's name."""
     import torch
 
     from pdevis.loading.checkpoint import find_source, read_model
 
-    dtype = "float32" if device.type == "cpu" else "bfloat16"
+    dtype = transformers_dtype(device)
     return read_model(find_source(name), getattr(torch, dtype), device), dtype
+
+
+def transformers_dtype(device: Any) -> str:
+    """Return the name of the dtype in which transformers runs on a device."""
+    return "float32" if device.type == "cpu" else "bfloat16"
 
 
 def _reset_generation_config(model: Any) -> None:
