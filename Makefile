@@ -19,7 +19,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat model install test test-all bench lint format clean
+.PHONY: help chat model install test test-all bench gpu lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,11 @@ test-all: $(READY_DEV) ## run all tests
 
 bench: model ## time the parts of a round one by one (ARGS="..." for its flags)
 	@$(PY) tools/bench_round.py $(ARGS)
+
+gpu: $(READY_DEV) model ## measure everything on a GPU, in nine minutes: results/gpu.json, a table, a plot
+	@$(PY) evaluation/gpu/evaluate_gpu.py --output results/gpu.json --resume $(ARGS); code=$$?; \
+	test ! -e results/gpu.json || $(PY) summary/gpu/summary_gpu.py --input results/gpu.json \
+		--output results/gpu_summary.json --plot results/gpu.png; exit $$code
 
 lint: $(READY_DEV) ## check style and formatting
 	@$(PY) -m ruff check .

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 PLAIN = "pdevis, target alone"
 WARM_UP_TOKENS = 8
+SYNTHETIC = "SYNTHETIC"  # marks decoders whose acceptance is drawn
 # (prompt ids, number of new tokens) -> the new ids and, from pdevis, statistics
 DecodeFunction = Callable[[list[int], int], tuple[list[int], DecodeStats | None]]
 
@@ -84,7 +86,13 @@ def plain(pair: SpeculativePair) -> Decoder:
 
 
 def speculative(
-    pair: SpeculativePair, draft: DraftConfig, *, gamma: int | str, device: str | None = None, overlap: bool = False
+    pair: SpeculativePair,
+    draft: DraftConfig,
+    *,
+    gamma: int | str,
+    device: str | None = None,
+    overlap: bool = False,
+    acceptance: float | None = None,
 ) -> Decoder:
     """Return greedy speculative decoding under the given drafting settings. Leaves the pair configured so.
 
@@ -94,7 +102,10 @@ def speculative(
         gamma: draft tokens per round, or "auto".
         device: device list of the pair's drafter, if it is to be in the name.
         overlap: draft ahead while the target verifies.
+        acceptance: draw the acceptance with this probability (benchmarks/synthetic.py); None: real.
     """
+    from pdevis.benchmarks.synthetic import drawn_acceptance  # imports torch, which --help does not need
+
     pair.configure(draft)
 
     def prepare() -> None:
@@ -103,17 +114,19 @@ def speculative(
 
     def decode(ids: list[int], length: int) -> tuple[list[int], DecodeStats]:
         config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=(), overlap=overlap)
-        generation = pair.generate(ids, config, "speculative")
+        with nullcontext() if acceptance is None else drawn_acceptance(pair, acceptance):
+            generation = pair.generate(ids, config, "speculative")
         return generation.ids, generation.stats
 
     name = f"pdevis, {format_rule(draft, 'full', pair.mode, pair.serial_layers())}, γ={gamma}" + (
         f" on {device}" if device else ""
     )
-    if not overlap:
-        return Decoder(name, decode, "speculative", gamma=gamma, draft_device=device, prepare=prepare)
-    return Decoder(
-        f"{name}, overlap", decode, "speculative", gamma=gamma, draft_device=device, overlap=name, prepare=prepare
-    )
+    if acceptance is not None:
+        name = f"{name}, {SYNTHETIC} β={acceptance:g}"
+    decoder = Decoder(name, decode, "speculative", gamma=gamma, draft_device=device, prepare=prepare)
+    if acceptance is not None:
+        decoder = replace(decoder, compared=False, note="synthetic acceptance: ids not compared")
+    return replace(decoder, name=f"{name}, overlap", overlap=name) if overlap else decoder
 
 
 def pairs_by_device(pair: SpeculativePair, device_lists: Sequence[str]) -> list[tuple[str | None, SpeculativePair]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pdevis.benchmarks.speed.baselines import GENERATE
 from pdevis.benchmarks.speed.decoders import PLAIN
+from pdevis.benchmarks.speed.speed_table import synthetic_lines
 from pdevis.util.labels import format_models
 from pdevis.util.plotting import SMALL_FONT, error_bars, mark_not_measured, new_figure, save, style_grid
 
@@ -53,7 +54,8 @@ def _title(run: dict[str, Any]) -> str:
             pair[role] = str(pair[role]).rstrip("/").split("/")[-1]
     state = "PARTIAL, " if run["partial"] else ""
     prompts = f"{state}{run['prompts']} prompts x {run['settings'].get('length')} tokens, greedy"
-    return f"{', '.join(format_models(pair))}\n{prompts}; 95 % bootstrap intervals"
+    lines = [", ".join(format_models(pair)), *synthetic_lines(run["settings"])]
+    return "\n".join([*lines, f"{prompts}; 95 % bootstrap intervals"])
 
 
 def _draw_speeds(axes: Any, rows: Sequence[dict[str, Any]]) -> None:

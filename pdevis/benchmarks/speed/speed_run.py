@@ -103,7 +103,14 @@ class SpeedRun:
         overlaps = (False, True) if self.spec.overlap else (False,)
         for device, device_pair in pairs_by_device(pair, self.spec.device_lists):
             for draft, gamma, overlap in product(self.spec.drafts, self.spec.gammas, overlaps):
-                yield speculative(device_pair, draft, gamma=gamma, device=device, overlap=overlap)
+                yield speculative(
+                    device_pair,
+                    draft,
+                    gamma=gamma,
+                    device=device,
+                    overlap=overlap,
+                    acceptance=self.spec.synthetic_acceptance,
+                )
 
     def _measure_prompt(self, unit: int, decoders: Sequence[Decoder], ids: list[int]) -> Entry:
         prompt = self.spec.prompts[unit]

@@ -26,7 +26,7 @@ from pdevis.benchmarks.speed.decoders import SpeedPrompt, builtin_prompts, specb
 from pdevis.benchmarks.speed.speed_report import MEMORY, PROMPT
 from pdevis.cli import Parser, add_draft_flags, add_model_flags, draft_config, is_main_rank, on_ranks, pair_arguments
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.util.argtypes import gamma_value, parse_value
+from pdevis.util.argtypes import bounded_float, gamma_value, parse_value
 from pdevis.util.provenance import sha256
 
 SPECULATIVE = "speculative"
@@ -50,6 +50,7 @@ class SpeedSpec:
         memory: measure the peak memory too, if the drafter runs in the same process.
         on_ranks: the target runs on all ranks of torchrun.
         is_main: this process runs the comparison; the other ranks of torchrun only load their part of the pair.
+        synthetic_acceptance: probability with which draft tokens are accepted, drawn; None: real acceptance.
         gguf: the target's weights for llama.cpp.
         specbench: the file of the prompts; None: they are built in.
         output: the result file; None: nothing is written.
@@ -67,6 +68,7 @@ class SpeedSpec:
     memory: bool = True
     on_ranks: bool = False
     is_main: bool = True
+    synthetic_acceptance: float | None = None
     gguf: Path | None = None
     specbench: Path | None = None
     output: Path | None = None
@@ -140,6 +142,7 @@ class SpeedSpec:
             "gguf": self.gguf and {"name": self.gguf.name, "bytes": self.gguf.stat().st_size},
             "left_out": self.left_out,
             "threads": torch.get_num_threads(),
+            **({} if self.synthetic_acceptance is None else {"synthetic_acceptance": self.synthetic_acceptance}),
         }
 
     def _reasons(self) -> dict[str, str]:
@@ -167,6 +170,12 @@ def speed_parser(description: str | None) -> Parser:
         "--draft_devices", metavar="LISTS", help="devices of the drafter to compare: 'cpu:0;cpu:0,cpu:1'"
     )
     group.add_argument("--no_memory", dest="memory", action="store_false", help="leave out the peak memory")
+    group.add_argument(
+        "--synthetic_acceptance",
+        type=bounded_float(maximum=1.0),
+        metavar="P",
+        help="draw acceptance: each draft token after accepted ones is accepted with probability P; for speed alone",
+    )
     group.add_argument("--gguf", type=Path, metavar="FILE", help="the target's weights for llama.cpp")
     group = parser.add_argument_group("prompts")
     group.add_argument("--prompts", type=int, default=12, metavar="N", help="number, at most (default: 12)")
@@ -211,6 +220,7 @@ def read_spec(args: Namespace) -> SpeedSpec:
         memory=args.memory,
         on_ranks=on_ranks(args),
         is_main=is_main_rank(args),
+        synthetic_acceptance=args.synthetic_acceptance,
         gguf=args.gguf,
         specbench=args.specbench,
         output=args.output,

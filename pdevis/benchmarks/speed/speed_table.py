@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pdevis.benchmarks.bootstrap import format_interval
 from pdevis.benchmarks.speed.baselines import GENERATE
-from pdevis.benchmarks.speed.decoders import PLAIN
+from pdevis.benchmarks.speed.decoders import PLAIN, SYNTHETIC
 from pdevis.util.console import MISSING, format_number, make_table, print_lines
 from pdevis.util.labels import format_models
 
@@ -110,7 +110,15 @@ def head_lines(summary: dict[str, Any]) -> list[str]:
     models = " · ".join([*format_models(pair), f"{settings.get('threads')} threads"])
     state = "PARTIAL, the run has not finished: " if summary["partial"] else ""
     prompts = f"{summary['prompts']} prompts x {settings.get('length')} tokens, greedy, interleaved"
-    return [models, f"{state}{prompts} (brackets: 95 % bootstrap intervals)"]
+    return [models, *synthetic_lines(settings), f"{state}{prompts} (brackets: 95 % bootstrap intervals)"]
+
+
+def synthetic_lines(settings: dict[str, Any]) -> list[str]:
+    """Return the line that says that acceptance was drawn; none if it is real."""
+    acceptance = settings.get("synthetic_acceptance")
+    if acceptance is None:
+        return []
+    return [f"{SYNTHETIC}: acceptance is drawn, {acceptance:g} per position, not measured; times are real"]
 
 
 def category_lines(categories: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""All measurements on a GPU in one run of a few minutes: parts, run, summary, plot."""

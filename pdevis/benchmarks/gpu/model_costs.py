@@ -1,0 +1,214 @@
+"""Costs of single models with random weights: draft steps of drafters, verification and plain decoding of targets.
+
+Shapes: T = tokens of a forward.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from typing import Any
+
+import torch
+
+from pdevis.benchmarks.gpu.device_times import bytes_per_token, interleaved_medians, seconds_of
+from pdevis.benchmarks.speed.baselines import transformers_dtype
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.decoding.autoregressive import autoregressive
+from pdevis.decoding.verifier import Verifier
+from pdevis.drafting.drafter import Drafter
+from pdevis.generation import DecodeStats
+from pdevis.loading.checkpoint import find_source, read_config, read_model
+from pdevis.loading.model_builder import LoadSpec, build_model
+from pdevis.models.stack import DecoderStack
+from pdevis.models.static.start import count_differing_rows, start_graphs, use_static_shapes
+
+CONTEXT = 64  # tokens of the prompt
+DRAFT = 8  # steps whose time is the difference of a draft of 9 tokens and of one
+DEPTHS = (1.5, 1.7)  # serial layers of the exact drafter over those of a static schedule
+KEPT_LAYERS = 2  # first layers that stay alone
+
+
+def load_random(key: str, role: str, device: torch.device) -> DecoderStack:
+    """Load `random:key` in the device's plain format."""
+    source = find_source(f"random:{key}")
+    spec = LoadSpec(
+        source.name,
+        role,
+        source=source,
+        config=read_config(source),
+        device=device,
+        precision=transformers_dtype(device),
+    )
+    return build_model(spec)
+
+
+def pairs_schedule(layers: int, depth: float) -> str:
+    """Return the schedule with as many pairs as make a drafter's depth that many times smaller, from layer 2 on."""
+    pairs = min(math.ceil(layers * (1 - 1 / depth)), (layers - KEPT_LAYERS - 1) // 2)
+    first = min(KEPT_LAYERS, layers - 2 * pairs)
+    end = first + 2 * pairs
+    alone = [*range(first), *range(end, layers)]
+    wide = [f"{layer}+{layer + 1}" for layer in range(first, end, 2)]
+    return ",".join([*map(str, alone[:first]), *wide, *map(str, alone[first:])])
+
+
+def prompt_ids(stack: DecoderStack, count: int = CONTEXT, seed: int = 0) -> list[int]:
+    """Return random token ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(stack.vocab_size, (count,), generator=generator).tolist()
+
+
+def drafter_costs(key: str, device: torch.device, *, bandwidth: float, repeats: int, peer: bool) -> dict[str, Any]:
+    """Time a draft step of a drafter: eager, in graphs, and under static schedules in graphs.
+
+    Args:
+        key: of the catalog.
+        device: for the weights.
+        bandwidth: of the device, bytes per second.
+        repeats: of each measurement.
+        peer: time transformers' compiled static cache too.
+
+    Returns:
+        {"layers", "floor_ms" (bytes over bandwidth), "notes", "steps": {name: {"ms", "share_of_floor", "depth"}}}.
+    """
+    stack, notes = load_random(key, "drafter", device), []
+    floor = bytes_per_token(stack.weights) / bandwidth
+    layers = len(stack.layers)
+    rules = {"exact": DraftConfig("exact")}
+    for depth in DEPTHS:
+        text = pairs_schedule(layers, depth)
+        rules[f"static {depth:g}x"] = DraftConfig("parallel", check="static", schedule=text)
+    steps = {"exact, eager": _step_seconds(stack, rules["exact"], repeats)}
+    start_graphs(stack, "drafter", notes.append)
+    if stack.static is None and device.type != "cuda":
+        use_static_shapes(stack, "drafter", compiled=False)
+    for name, rule in rules.items():
+        steps[f"{name}, graphs" if stack.static else f"{name}, no graphs"] = _step_seconds(stack, rule, repeats)
+    if peer:
+        del stack
+        free_memory(device)
+        steps["transformers, static cache"] = _transformers_step_seconds(key, device)
+    described = {}
+    for name, seconds in steps.items():
+        depth = float(name.split()[1].rstrip("x,")) if name.startswith("static") else 1.0
+        described[name] = {"ms": 1e3 * seconds, "share_of_floor": floor / seconds, "depth": depth}
+    return {"layers": layers, "floor_ms": 1e3 * floor, "notes": notes, "steps": described}
+
+
+def _step_seconds(stack: DecoderStack, rule: DraftConfig, repeats: int) -> float:
+    """Return the seconds of one step of a draft, without its first forward."""
+    drafter = Drafter(stack, rule, stack.vocab_size)
+    prompt = prompt_ids(stack)
+    drafter.open(prompt, DecodeConfig(eos_ids=()))
+
+    def draft(gamma: int) -> None:
+        drafter.draft(prompt, gamma)
+        drafter.rewind_to_confirmed(prompt)
+
+    works = {"one": lambda: draft(1), "all": lambda: draft(1 + DRAFT)}
+    times = interleaved_medians(works, stack.device, repeats)
+    drafter.release(prompt)
+    return (times["all"] - times["one"]) / DRAFT
+
+
+def _transformers_step_seconds(key: str, device: torch.device) -> float:
+    """Return the seconds per token of transformers' generate with its static cache, which it compiles on CUDA."""
+    model = read_model(find_source(f"random:{key}"), getattr(torch, transformers_dtype(device)), device)
+    ids = torch.randint(model.config.vocab_size, (1, CONTEXT), device=device)
+
+    def generate(count: int) -> None:
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            cache_implementation="static",
+            pad_token_id=0,
+        )
+
+    few, many = 2, 34
+    works = {"few": lambda: generate(few), "many": lambda: generate(many)}
+    times = interleaved_medians(works, device, repeats=3)
+    return (times["many"] - times["few"]) / (many - few)
+
+
+def target_costs(
+    key: str, device: torch.device, *, bandwidth: float, repeats: int, length: int, peer: bool
+) -> dict[str, Any]:
+    """Time a target's forwards over 1 to 16 tokens and its plain decoding, in graphs.
+
+    Returns:
+        {"floor_ms", "notes", "differing_rows", "verify_ms": {T: ms}, "plain_ms_per_token", "plain_share_of_floor",
+        "transformers_ms_per_token" (None: not measured)}.
+    """
+    stack, notes = load_random(key, "target", device), []
+    floor = bytes_per_token(stack.weights) / bandwidth
+    start_graphs(stack, "target", notes.append)
+    prompt = prompt_ids(stack)
+    works = {str(tokens): _verification(stack, prompt, tokens) for tokens in (1, 2, 4, 8, 16)}
+    verify = interleaved_medians(works, device, repeats)
+    config = DecodeConfig(max_new_tokens=length, eos_ids=())
+
+    def decode() -> None:
+        list(autoregressive(Verifier(stack), prompt, config=config, stats=DecodeStats()))
+
+    decode()
+    plain = min(seconds_of(decode, device) for _ in range(2)) / length
+    differing = count_differing_rows(stack)
+    peer_seconds = None
+    if peer:
+        del stack, works
+        free_memory(device)
+        peer_seconds = _transformers_decode_seconds(key, device, length)
+    return {
+        "floor_ms": 1e3 * floor,
+        "notes": notes,
+        "differing_rows": differing,
+        "verify_ms": {tokens: 1e3 * seconds for tokens, seconds in verify.items()},
+        "plain_ms_per_token": 1e3 * plain,
+        "plain_share_of_floor": floor / plain,
+        "transformers_ms_per_token": None if peer_seconds is None else 1e3 * peer_seconds,
+    }
+
+
+def _verification(stack: DecoderStack, prompt: list[int], tokens: int) -> Any:
+    ids = torch.tensor(prompt_ids(stack, tokens, seed=tokens), device=stack.device)
+    before = torch.tensor(prompt, device=stack.device)
+
+    @torch.inference_mode()
+    def verify() -> None:
+        if stack.length < len(before):
+            stack.rewind(0)
+            stack.prefill(before)
+        stack.rewind(len(before))
+        stack.forward(ids).argmax(-1).tolist()
+
+    return verify
+
+
+def _transformers_decode_seconds(key: str, device: torch.device, length: int) -> float:
+    """Return the seconds per token of transformers' generate with its defaults."""
+    model = read_model(find_source(f"random:{key}"), getattr(torch, transformers_dtype(device)), device)
+    ids = torch.randint(model.config.vocab_size, (1, CONTEXT), device=device)
+
+    def generate() -> None:
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=length,
+            min_new_tokens=length,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    generate()
+    return min(seconds_of(generate, device) for _ in range(2)) / length
+
+
+def free_memory(device: torch.device) -> None:
+    """Give the memory of models that are not used any more back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

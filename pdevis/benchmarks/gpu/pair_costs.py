@@ -1,0 +1,145 @@
+"""Whole pairs: end-to-end speed at synthetic acceptance, exactness over many prompts, real weights and the CPU."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import torch
+
+from pdevis.benchmarks.gpu.device_times import seconds_of
+from pdevis.benchmarks.gpu.model_costs import free_memory, pairs_schedule, prompt_ids
+from pdevis.benchmarks.runs.lossless_check import first_difference
+from pdevis.benchmarks.synthetic import drawn_acceptance
+from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.loading.catalog import EMBEDDED
+from pdevis.pair import SpeculativePair, load_pair
+from pdevis.util.prompts import PROMPTS
+
+STATIC_DEPTH = 1.7
+
+
+def pair_speeds(
+    target: str,
+    drafter: str,
+    device: torch.device,
+    *,
+    acceptances: tuple[float, ...],
+    gammas: tuple[int, ...],
+    length: int,
+    overlap: bool,
+    draft_device: str | None = None,
+) -> dict[str, Any]:
+    """Time speculative over plain decoding at drawn acceptance: exact and static drafts, every γ, interleaved.
+
+    Args:
+        target, drafter: keys of the catalog, whose weights are random.
+        device: of both, unless `draft_device` names others for the drafter.
+        acceptances: probabilities that a draft token is accepted.
+        gammas: draft lengths.
+        length: new tokens of each decoding.
+        overlap: the drafter drafts ahead in a process of its own.
+        draft_device: as for `load_pair`.
+
+    Returns:
+        {"notes", "plain_tokens_per_second", "rows": [{"mode", "acceptance", "gamma", "over_plain"}], "memory_bytes"}.
+    """
+    notes: list[str] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    pair = load_pair(
+        f"random:{target}",
+        f"random:{drafter}",
+        device=str(device),
+        draft_device=draft_device,
+        draft=DraftConfig("exact"),
+        overlap=overlap,
+        on_progress=lambda line: notes.append(line) if line.startswith("note: ") else None,
+    )
+    try:
+        return {"notes": notes, **_pair_rows(pair, device, acceptances, gammas, length, overlap)}
+    finally:
+        pair.close()
+        free_memory(device)
+
+
+def _pair_rows(
+    pair: SpeculativePair,
+    device: torch.device,
+    acceptances: tuple[float, ...],
+    gammas: tuple[int, ...],
+    length: int,
+    overlap: bool,
+) -> dict[str, Any]:
+    layers = pair.workers.load_spec.config.num_hidden_layers if pair.workers else len(pair.drafter.layers)
+    schedule = pairs_schedule(layers, STATIC_DEPTH)
+    rules = {"exact": DraftConfig("exact"), "static": DraftConfig("parallel", check="static", schedule=schedule)}
+    ids = prompt_ids(pair.target)
+
+    def decode(method: str, gamma: int = gammas[0]) -> Any:
+        config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=(), overlap=overlap and method != "target")
+        return pair.generate(ids, config, method)
+
+    decode("target")
+    rows, plain = [], []
+    for mode, rule in rules.items():
+        pair.configure(rule)
+        decode("speculative", max(gammas))  # captures what is missing
+        for acceptance, gamma in product(acceptances, gammas):
+            plain.append(decode("target").stats.tokens_per_second)
+            with drawn_acceptance(pair, acceptance):
+                speed = decode("speculative", gamma).stats.tokens_per_second
+            row = {"mode": mode, "acceptance": acceptance, "gamma": gamma, "over_plain": speed / plain[-1]}
+            rows.append(row)
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"plain_tokens_per_second": sorted(plain)[len(plain) // 2], "rows": rows, "memory_bytes": memory}
+
+
+def exactness(key: str, device: torch.device, *, prompts: int, length: int) -> dict[str, Any]:
+    """Compare speculative with plain decoding over many prompts of random ids; the drafter has the target's weights.
+
+    Returns:
+        {"prompts", "equal", "near_ties", "real_differences", "acceptance_rate"}.
+    """
+    pair = load_pair(f"random:{key}", device=str(device), draft=DraftConfig("exact"))
+    config = DecodeConfig(max_new_tokens=length, eos_ids=())
+    found = {"prompts": prompts, "equal": 0, "near_ties": 0, "real_differences": 0}
+    accepted = drafted = 0
+    for number in range(prompts):
+        ids = prompt_ids(pair.target, 16 + number, seed=number)
+        plain = pair.generate(ids, config, "target").ids
+        written = pair.generate(ids, config)
+        accepted, drafted = accepted + written.stats.accepted, drafted + written.stats.drafted
+        difference = first_difference(pair, ids, plain, written.ids)
+        kind = "equal" if difference is None else "near_ties" if difference["near_tie"] else "real_differences"
+        found[kind] += 1
+    pair.close()
+    free_memory(device)
+    return found | {"acceptance_rate": accepted / drafted}
+
+
+def embedded_on_both(device: torch.device, *, prompts: int, length: int) -> dict[str, Any]:
+    """Compare the embedded model's greedy text on a device, in float32, with the CPU's.
+
+    Returns:
+        {"prompts", "same_tokens" (mean length of the common beginning), "length", "plain_tokens_per_second",
+        "speculative_over_plain"}.
+    """
+    config = DecodeConfig(max_new_tokens=length, eos_ids=())
+    texts: dict[str, list[list[int]]] = {}
+    result: dict[str, Any] = {"prompts": prompts, "length": length}
+    for where in ("cpu", str(device)):
+        pair = load_pair(EMBEDDED, device=where, target_precision="float32", draft_precision="float32")
+        encoded = [pair.encode(text) for text in PROMPTS[:prompts]]
+        texts[where] = [pair.generate(ids, config, "target").ids for ids in encoded]
+        if where != "cpu" or device.type == "cpu":
+            plain = seconds_of(lambda: pair.generate(encoded[0], config, "target"), device)  # noqa: B023
+            pair.generate(encoded[0], config)
+            speculative = seconds_of(lambda: pair.generate(encoded[0], config), device)  # noqa: B023
+            result |= {"plain_tokens_per_second": length / plain, "speculative_over_plain": plain / speculative}
+        pair.close()
+    common = [
+        next((i for i, (one, other) in enumerate(zip(*ids)) if one != other), length)
+        for ids in zip(texts["cpu"], texts[str(device)])
+    ]
+    return result | {"same_tokens": sum(common) / len(common)}
