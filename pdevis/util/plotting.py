@@ -65,14 +65,15 @@ def error_bars(
 
 
 def label_points(axes: Any, labels: Sequence[tuple[str, tuple[float, float]]]) -> None:
-    """Write a short label next to each (x, y), where no other label is, with a thin line if that is not close by.
+    """Write a short label next to each (x, y), clear of labels and points, with a thin line if that is not close by.
 
     The limits of the axes and the layout of the figure must be final.
     """
     axes.figure.draw_without_rendering()
     point = axes.figure.dpi / 72  # pixels
     frame = axes.get_window_extent()
-    placed: list[tuple[float, float, float]] = []  # x and y of the centre, half the width, in points
+    # x and y of the centre, half the width and the height of what labels must not cover, in points of the figure
+    covered = [(*(axes.transData.transform(place) / point), 3.0, 6.0) for _, place in labels]
     for text, position in labels:
         x, y = axes.transData.transform(position) / point
         half = 0.32 * SMALL_FONT * len(text) + 1
@@ -89,10 +90,10 @@ def label_points(axes: Any, labels: Sequence[tuple[str, tuple[float, float]]]) -
             and frame.y0 < (y + up - SMALL_FONT) * point
             and (y + up + SMALL_FONT) * point < frame.y1
             and not any(
-                abs(x + across - a) < half + other and abs(y + up - b) < 1.3 * SMALL_FONT for a, b, other in placed
+                abs(x + across - a) < half + other and abs(y + up - b) < height for a, b, other, height in covered
             )
         )
-        placed.append((x + across, y + up, half))
+        covered.append((x + across, y + up, half, 1.3 * SMALL_FONT))
         line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB": 3}
         annotation = axes.annotate(
             text,

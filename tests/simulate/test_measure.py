@@ -27,7 +27,19 @@ def measure(*argv: object) -> subprocess.CompletedProcess[str]:
 def test_it_prints_flags_of_the_simulator(tiny_folder):
     model = tiny_folder("llama")
     for argv, names in (
-        ((), ["draft_ms", "attention_share", "head_share", "repeated_share", "kernel_share", "contention", "link_us"]),
+        (
+            (),
+            [
+                "draft_ms",
+                "token_ms",
+                "attention_share",
+                "head_share",
+                "repeated_share",
+                "kernel_share",
+                "contention",
+                "link_us",
+            ],
+        ),
         (("--target", model, "--target_precision", "float32"), ["draft_ms", "target_ms", "target_contention"]),
     ):
         run = measure("--model", model, "--precision", "float32", "--repeats", 3, *argv)
