@@ -9,8 +9,8 @@ from pdevis.benchmarks.gpu.gpu_report import SYNTHETIC, parts_of
 from pdevis.util.plotting import SMALL_FONT, mark_not_measured, new_figure, save, style_grid
 
 SHADES = ("white", "0.85", "0.6", "0.4", "0.2")
-MARKERS = "os^Dvp<>"
-WIDTH, ROW_HEIGHT, MARGIN = 12, 0.3, 2.2  # inches
+MARKERS, DASHES = {"exact": "o", "static": "D"}, ("--", "-", ":")
+WIDTH, ROW_HEIGHT, PAIR_HEIGHT, MARGIN = 12, 0.3, 2.6, 2.2  # inches
 
 
 def draw_gpu(result: dict[str, Any], path: Path) -> None:
@@ -20,13 +20,25 @@ def draw_gpu(result: dict[str, Any], path: Path) -> None:
 
 def plot_gpu(result: dict[str, Any]) -> Any:
     """Return the matplotlib figure of a result."""
-    drafters = parts_of(result, "drafter")
+    drafters, pairs = parts_of(result, "drafter"), parts_of(result, "pair")
     bars = sum(len(part["steps"]) + 1 for part in drafters.values())
-    figure = new_figure(WIDTH, max(4.5, MARGIN + ROW_HEIGHT * bars))
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    figure.suptitle(f"{result['device']}, random weights, {result['date'][:10]}", fontsize=11)
-    _draw_steps(left, drafters)
-    _draw_pairs(right, parts_of(result, "pair"))
+    names = list(dict.fromkeys(name.partition(",")[0] for name in pairs)) or [""]
+    figure = new_figure(WIDTH, max(PAIR_HEIGHT * len(names) + MARGIN, MARGIN + ROW_HEIGHT * bars))
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    figure.suptitle(f"{result['device']}, random weights, {result['date'][:10]}\n{SYNTHETIC}", fontsize=11)
+    _draw_steps(left.subplots(), drafters)
+    all_axes = right.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(all_axes, names):
+        _draw_pairs(axes, name, {key: part for key, part in pairs.items() if key.partition(",")[0] == name})
+    all_axes[-1].set_xlabel("γ (draft tokens per round)")
+    if pairs:
+        right.legend(
+            *all_axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            fontsize=SMALL_FONT,
+            handlelength=4,
+        )
     return figure
 
 
@@ -52,23 +64,27 @@ def _draw_steps(axes: Any, drafters: dict[str, dict[str, Any]]) -> None:
     style_grid(axes, "x")
 
 
-def _draw_pairs(axes: Any, pairs: dict[str, dict[str, Any]]) -> None:
-    axes.set_xlabel("γ (draft tokens per round)")
+def _draw_pairs(axes: Any, name: str, parts: dict[str, dict[str, Any]]) -> None:
+    """Draw a pair's speeds: markers by mode, filled with drafting ahead; lines by acceptance."""
     axes.set_ylabel("speed over plain decoding")
-    if not pairs:
+    axes.set_title(name, fontsize=SMALL_FONT + 1)
+    if not parts:
         mark_not_measured(axes)
         return
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for name, part in pairs.items():
+    lines: dict[tuple[str, float, str], list[tuple[int, float]]] = {}
+    for key, part in parts.items():
         for row in part["rows"]:
-            label = f"{name}, {row['mode']}, β = {row['acceptance']:g}"
-            lines.setdefault(label, []).append((row["gamma"], row["over_plain"]))
-    for number, (label, points) in enumerate(lines.items()):
-        dash = ("-", "--", ":", "-.")[number % 4]
+            setting = (row["mode"], row["acceptance"], key.partition(", ")[2])
+            lines.setdefault(setting, []).append((row["gamma"], row["over_plain"]))
+    acceptances = sorted({acceptance for _, acceptance, _ in lines})
+    for (mode, acceptance, placement), points in lines.items():
         axes.plot(
-            *zip(*sorted(points)), marker=MARKERS[number % len(MARKERS)], linestyle=dash, color="black", label=label
+            *zip(*sorted(points)),
+            marker=MARKERS[mode],
+            markerfacecolor="black" if placement else "white",
+            linestyle=DASHES[acceptances.index(acceptance) % len(DASHES)],
+            color="black",
+            label=", ".join(filter(None, (mode, f"β = {acceptance:g}", placement))),
         )
     axes.axhline(1, color="0.6", linewidth=1)
-    axes.set_title(SYNTHETIC, fontsize=SMALL_FONT)
-    axes.legend(fontsize=SMALL_FONT - 1, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     style_grid(axes, "both")

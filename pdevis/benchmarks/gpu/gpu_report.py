@@ -20,7 +20,10 @@ SYNTHETIC = "SYNTHETIC acceptance, drawn: times are real, texts mean nothing"
 
 def read_gpu(path: Path) -> dict[str, Any]:
     """Read a result file. Raises ValueError if it is not one of evaluate_gpu.py."""
-    result = parse_json(read_text(path))
+    try:
+        result = parse_json(read_text(path))
+    except ValueError:
+        result = None
     if not isinstance(result, dict) or result.get("benchmark") != BENCHMARK or "parts" not in result:
         raise ValueError(f"--input {path}: must be a result of evaluate_gpu.py")
     return result

@@ -125,7 +125,19 @@ def run_gpu(args: argparse.Namespace, root: Path) -> int:
     chosen = choose_parts(run.parts(), args.parts)
     result = _open_result(args, device)
     log(f"{result['device']}: {len(chosen)} parts, at most {args.budget:g} s")
+    try:
+        _measure_parts(chosen, result, args, log)
+    except KeyboardInterrupt:
+        log(f"stopped: finished parts are in {args.output}; --resume measures the others")
+        raise
+    show_gpu(make_console(), result)
+    return int(any("error" in part for part in result["parts"].values()))
+
+
+def _measure_parts(chosen: dict[str, Part], result: dict[str, Any], args: argparse.Namespace, log: StderrLog) -> None:
+    """Measure what the result lacks, and save it after each part."""
     start = time.perf_counter()
+    _save(args.output, result)
     for name, part in chosen.items():
         if name in result["parts"]:
             continue
@@ -134,11 +146,8 @@ def run_gpu(args: argparse.Namespace, root: Path) -> int:
         else:
             log(name)
             result["parts"][name] = _measured(part)
-            free_memory(device)
+            free_memory()
         _save(args.output, result)
-    _save(args.output, result)
-    show_gpu(make_console(), result)
-    return int(any("error" in part for part in result["parts"].values()))
 
 
 def choose_parts(parts: dict[str, Part], wanted: tuple[str, ...] | None) -> dict[str, Part]:

@@ -87,7 +87,7 @@ def drafter_costs(key: str, device: torch.device, *, bandwidth: float, repeats: 
         steps[f"{name}, graphs" if stack.static else f"{name}, no graphs"] = _step_seconds(stack, rule, repeats)
     if peer:
         del stack
-        free_memory(device)
+        free_memory()
         steps["transformers, static cache"] = _transformers_step_seconds(key, device)
     described = {}
     for name, seconds in steps.items():
@@ -160,7 +160,7 @@ def target_costs(
     peer_seconds = None
     if peer:
         del stack, works
-        free_memory(device)
+        free_memory()
         peer_seconds = _transformers_decode_seconds(key, device, length)
     return {
         "floor_ms": 1e3 * floor,
@@ -207,8 +207,8 @@ def _transformers_decode_seconds(key: str, device: torch.device, length: int) ->
     return min(seconds_of(generate, device) for _ in range(2)) / length
 
 
-def free_memory(device: torch.device) -> None:
-    """Give the memory of models that are not used any more back to the device."""
+def free_memory() -> None:
+    """Give the memory of models that are not used any more back to the devices."""
     gc.collect()
-    if device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()

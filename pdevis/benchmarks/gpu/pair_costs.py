@@ -60,7 +60,7 @@ def pair_speeds(
         return {"notes": notes, **_pair_rows(pair, device, acceptances, gammas, length, overlap)}
     finally:
         pair.close()
-        free_memory(device)
+        free_memory()
 
 
 def _pair_rows(
@@ -114,7 +114,7 @@ def exactness(key: str, device: torch.device, *, prompts: int, length: int) -> d
         kind = "equal" if difference is None else "near_ties" if difference["near_tie"] else "real_differences"
         found[kind] += 1
     pair.close()
-    free_memory(device)
+    free_memory()
     return found | {"acceptance_rate": accepted / drafted}
 
 

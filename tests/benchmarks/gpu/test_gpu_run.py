@@ -81,8 +81,11 @@ def check_summary(tmp_path, capsys) -> None:
     assert len(tables["pairs"]) == len(pair_rows(result)) == 8
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     figure = plot_gpu(result)
-    assert [axes.get_xlabel() != "" for axes in figure.axes] == [True, True]
-    assert "SYNTHETIC" in figure.axes[1].get_title()
+    left, right = figure.subfigs
+    assert len(left.axes) == len(right.axes) == 1
+    assert left.axes[0].get_xlabel().startswith("ms per draft token")
+    assert right.axes[0].get_title() == "llama-8b llama-1b"
+    assert "SYNTHETIC" in figure.get_suptitle()
 
 
 def test_a_failing_part_a_spent_budget_and_resuming(run, tmp_path, monkeypatch):
