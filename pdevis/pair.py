@@ -379,7 +379,7 @@ def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> S
         schedules=_schedule_source(built, drafter, options),
         on_progress=on_progress,
     )
-    pair.labels |= start_pair_graphs(pair.target, pair.drafter, spec.graphs, on_progress)
+    pair.labels |= start_pair_graphs(pair, spec.graphs, on_progress)
     if pair.added_bytes:
         on_progress(f"note: the static schedule adds {pair.added_bytes / 1e9:.2f} GB of weights")
     return pair

@@ -131,7 +131,7 @@ def test_a_draft_waits_for_the_device_once(tiny_folder, rule):
     blocks = drafter.engine.draft_blocks(exact_first=True)
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as waits:
+        with warnings.catch_warnings(record=True) as waits, torch.inference_mode():
             warnings.simplefilter("always")
             loop.draft(ids, 8, blocks)
     finally:

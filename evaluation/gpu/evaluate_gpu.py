@@ -9,8 +9,8 @@ Models have the published dimensions of catalog models and random weights (`rand
 bandwidth; exactness of greedy text over 20 prompts; draft steps of four drafters (eager, in graphs, static schedules of
 1.5 and 1.7 times smaller depth, transformers' static cache) as share of the floor, which is bytes of weights over
 bandwidth; forwards of two targets over 1 to 16 tokens and their plain decoding; end-to-end speed of two pairs at drawn
-(SYNTHETIC) acceptance, without and with drafting ahead; on several GPUs the drafter beside the target, and lanes; the
-embedded model against the CPU; the tests in tests/test_cuda.py.
+(SYNTHETIC) acceptance; on several GPUs the drafter beside the target, and lanes; the embedded model against the CPU,
+and with drafting ahead; the tests in tests/test_cuda.py.
 
 OUTPUT is saved after each part, so that a run that is killed keeps what it has. A part that fails is reported in it,
 and the others go on.
@@ -28,7 +28,7 @@ from pathlib import Path
 from pdevis.cli import Parser, run_main
 from pdevis.util.argtypes import bounded_float, comma_list
 
-DEFAULT_BUDGET = 440.0
+DEFAULT_BUDGET = 400.0
 
 
 def build_parser() -> Parser:

@@ -45,8 +45,7 @@ def speculative(
     ends, finished, closed or failed, both caches are rewound to the confirmed tokens.
 
     Args:
-        verifier: the target.
-        drafter: proposes tokens.
+        verifier, drafter: the target, and what proposes tokens.
         prompt: token ids, fewer than the target's context holds.
         config: decoding settings with `eos_ids` set; with `overlap` the drafter drafts ahead during verification.
         stats: filled in during the generation.
@@ -65,14 +64,15 @@ def speculative(
             verifier.open(prompt, config)
             stats.add_prefill(clock.lap())
         while not progress.stop_reason:
-            limit = min(progress.draft_limit, _room(verifier, drafter, len(progress.confirmed)))
+            space = min(progress.draft_limit, drafter.context_length - len(progress.confirmed))
+            limit = min(space, verifier.draft_room(len(progress.confirmed)))
             gamma = policy.choose(limit)
             round = Round(draft_limit=limit, fallback=policy.falls_back, concurrent=drafter.concurrent)
             if gamma > 0:
                 with clock.phase(round, "draft_prefill"):
                     drafter.open(progress.confirmed, config)
                 with clock.phase(round, "draft"):
-                    lookahead = limit if config.overlap else 0
+                    lookahead = space if config.overlap else 0
                     round.draft = drafter.draft(progress.confirmed, gamma, policy.should_continue, lookahead)
             with clock.phase(round, "verify"):
                 round.verdict = verifier.verify(progress.confirmed, round.draft, target_sampler)
@@ -89,8 +89,3 @@ def speculative(
     finally:
         verifier.release(progress.confirmed)
         drafter.release(progress.confirmed)
-
-
-def _room(verifier: Verifier, drafter: DraftSource, confirmed: int) -> int:
-    """Return how many draft tokens after some confirmed ones both models can process."""
-    return min(drafter.context_length - confirmed, verifier.draft_room(confirmed))

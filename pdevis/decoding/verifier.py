@@ -66,7 +66,7 @@ def accept_greedy(draft_ids: Tensor, logits: Tensor) -> Verdict:
     """
     best = logits.argmax(-1)
     accepted = (best[:-1] == draft_ids).long().cumprod(0).sum()
-    return Verdict(*torch.stack([accepted, best[accepted]]).tolist())
+    return Verdict(*torch.cat([accepted[None], best.gather(0, accepted[None])]).tolist())
 
 
 def accept_sampled(draft: Draft, p: Tensor, sampler: Sampler) -> Verdict:

@@ -9,13 +9,14 @@ Shapes: T = tokens of the first forward, γ = tokens of the draft, H = hidden si
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pdevis.models.causal_lm import argmax_logprob
-from pdevis.models.static.graphs import Graph, make_graph
+from pdevis.models.static.graphs import Graph
 from pdevis.models.static.static_forward import Block, StaticForward
 
 MIN_SLOTS = 16  # tokens of the longest draft that the first buffers hold
@@ -46,7 +47,7 @@ class DraftLoop:
         self._token, self._position, self._slot = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(3))
         self._choice: Graph | None = None
         self._steps: dict[tuple[int, int], Graph] = {}
-        self._storage: Tensor | None = None  # of the cache, that the steps were captured with
+        self._cache_version = -1  # that the steps were captured with
         self._allot(MIN_SLOTS)
 
     def draft(self, ids: Tensor, gamma: int, blocks: DraftBlocks) -> tuple[list[int], list[float]]:
@@ -59,7 +60,7 @@ class DraftLoop:
         """
         start, tokens = self.stack.length, len(ids)
         end = start + tokens + gamma - 1
-        attended = self.forward.reserve(start, tokens + gamma - 1, self.forward.max_tokens + gamma)
+        attended = self.forward.reserve(start, tokens + gamma - 1)
         if gamma > self._found.shape[1]:
             self._allot(gamma)
         choice = self._choice or self._capture_choice()
@@ -93,28 +94,30 @@ class DraftLoop:
         self._position.add_(1)
 
     def _capture_choice(self) -> Graph:
-        self._choice = make_graph(self.stack.device)
-        self._choice.capture(self._choose, lambda: self._slot.fill_(0))
+        self._choice = self.forward.record(lambda: self._choose, lambda: self._slot.fill_(0))
         return self._choice
 
     def _step(self, blocks: tuple[Block, ...], attended: int, position: int) -> Graph:
         """Return the graph of a draft step that attends to a block of the cache; its first position is free."""
-        if self._storage is not self.stack.cache.storage:
+        if self._cache_version != self.stack.cache.version:
             self._steps.clear()
-            self._storage = self.stack.cache.storage
+            self._cache_version = self.stack.cache.version
         key = (id(blocks), attended)
         if key not in self._steps:
-            function, inputs = self.forward.function(blocks, 1), self.forward.inputs(attended)
+            inputs = self.forward.inputs(attended)
 
-            def work() -> None:
-                self._hidden.copy_(function(self._token, self._position, *inputs))
-                self._choose()
+            def make_work() -> Callable[[], None]:
+                function = self.forward.function(blocks, 1)
+
+                def work() -> None:
+                    self._hidden.copy_(function(self._token, self._position, *inputs))
+                    self._choose()
+
+                return work
 
             def prepare() -> None:
                 self._position.fill_(position)
                 self._slot.fill_(0)
 
-            graph = make_graph(self.stack.device)
-            graph.capture(work, prepare)
-            self._steps[key] = graph
+            self._steps[key] = self.forward.record(make_work, prepare)
         return self._steps[key]

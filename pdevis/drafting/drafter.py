@@ -61,7 +61,6 @@ class Drafter:
         self.sampler = Sampler(DecodeConfig(), model.device)
         self.eos: frozenset[int] = frozenset()
         self._is_open = False
-        self._has_invalid_entries = False  # in the cache, from an invalid draft
         self._is_broken = False  # until the end of the generation, no draft is possible
         self._logprobs: list[Tensor] = []  # log-probabilities [1] of the last draft's tokens
 
@@ -134,7 +133,10 @@ class Drafter:
     def _draft_in_loop(self, draft: Draft, ids: Tensor, gamma: int, blocks: DraftBlocks) -> Draft:
         """Make a greedy draft in static shapes, which needs no look from the host before its end."""
         forward, engine = self.model.static, self.engine
-        loop = forward.loops.setdefault(self.vocab, DraftLoop(forward, self.vocab))
+        if self.vocab not in forward.loops:
+            forward.loops[self.vocab] = DraftLoop(forward, self.vocab)
+        loop = forward.loops[self.vocab]
+        engine.broadcast_token(ids[:1])  # other processes may cancel a draft here, but not within it
         extra = max(0, len(ids) - forward.max_tokens)  # confirmed tokens of many plain rounds
         if extra:
             engine.prefill(ids[:extra])
@@ -167,7 +169,6 @@ class Drafter:
         draft.confidences = draft.confidences[:valid]
         draft.probs = torch.stack(probs[:valid]) if probs[:valid] else None
         draft.passes = self.engine.passes if self.traced else []
-        self._has_invalid_entries = draft.invalid and getattr(self.model, "static", None) is not None
         # Not finite after confirmed tokens: these stay in the text, and so does the fault.
         self._is_broken = draft.invalid and valid == 0
 
@@ -202,9 +203,6 @@ class Drafter:
             keep = self.exact_prefix = min(keep, self.exact_prefix)
         self.model.rewind(keep)
         self.model.tokens = self._readable(confirmed[:keep])
-        if self._has_invalid_entries:
-            self.model.cache.clear_scratch()
-            self._has_invalid_entries = False
 
     def release(self, confirmed: list[int]) -> None:
         """End the generation and drop approximate cache entries, so that the next one can reuse the prefix."""

@@ -62,6 +62,8 @@ def load_prompt(model: CausalLM, prompt: list[int], reuse: bool, read: Callable[
         shared = next((i for i in range(limit) if model.tokens[i] != wanted[i]), limit)
     model.rewind(shared)
     model.tokens = wanted[:shared]
+    if getattr(model, "static", None):
+        model.cache.clear_scratch()
     if wanted[shared:]:
         try:
             read(torch.tensor(wanted[shared:], device=model.device))

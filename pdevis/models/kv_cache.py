@@ -44,6 +44,7 @@ class KVCache:
     ) -> None:
         self.length = 0
         self.capacity = 0
+        self.version = 0  # counts the times that the storage has been replaced
         self._row = list(accumulate(layers, initial=0))  # the storage's row of each layer that has one
         self._max_tokens = max_tokens
         self._entry_shape, self._options = (2 * kv_heads, head_dim), {"dtype": dtype, "device": device}
@@ -93,6 +94,7 @@ class KVCache:
         grown = torch.zeros(len(self.storage), capacity, *self._entry_shape, **self._options)
         grown[:, : self.length] = self.storage[:, : self.length]
         self.storage, self.rows, self._views, self.capacity = grown, list(grown), {}, capacity
+        self.version += 1
 
 
 def split_keys_values(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,8 @@ def head_lines(result: dict[str, Any]) -> list[str]:
     for part in parts_of(result, "embedded").values():
         lines.append(
             f"embedded model, float32: {part['same_tokens']:.1f} of {part['length']} tokens as on the CPU; plain "
-            f"{part['plain_tokens_per_second']:.0f} tokens/s, speculative {part['speculative_over_plain']:.2f}x"
+            f"{part['plain_tokens_per_second']:.0f} tokens/s, speculative {part['speculative_over_plain']:.2f}x, "
+            f"drafting ahead {part['ahead_over_speculative']:.2f}x that"
         )
     lines += [f"tests: {part['last_line']}" for part in parts_of(result, "tests").values()]
     lines += [f"{name}: FAILED, {part['error']}" for name, part in parts.items() if "error" in part]

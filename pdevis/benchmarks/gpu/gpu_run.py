@@ -28,7 +28,7 @@ PAIRS = (("llama-8b", "llama-1b"), ("qwen-8b", "qwen-0.6b"))
 WITH_PEER = ("qwen-0.6b", "llama-1b", "llama-8b")  # compiling transformers' models takes a minute each
 ACCEPTANCES, GAMMAS = (0.7, 0.8), (2, 4, 6, 8)
 TEST_FILE = Path("tests") / "test_cuda.py"
-TEST_SECONDS = 180
+TEST_SECONDS = 120
 
 Part = Callable[[], dict[str, Any]]
 
@@ -66,13 +66,11 @@ class GpuRun:
         for key in TARGETS:
             parts[f"target {key}"] = self._target(key)
         for target, drafter in PAIRS:
-            parts[f"pair {target} {drafter}"] = self._pair(target, drafter, overlap=False)
-        for target, drafter in PAIRS:
-            parts[f"pair {target} {drafter}, overlap"] = self._pair(target, drafter, overlap=True)
+            parts[f"pair {target} {drafter}"] = self._pair(target, drafter)
         if self.device.type == "cuda" and torch.cuda.device_count() > 1:
             for devices in ("cuda:1", "cuda:0,cuda:1"):
                 name = f"pair {PAIRS[0][0]} {PAIRS[0][1]}, drafter on {devices}"
-                parts[name] = self._pair(*PAIRS[0], overlap="," not in devices, draft_device=devices)
+                parts[name] = self._pair(*PAIRS[0], draft_device=devices)
         parts["embedded"] = lambda: embedded_on_both(self.device, prompts=2 if self.quick else 6, length=self.length)
         parts["tests"] = lambda: run_tests(self.root)
         return parts
@@ -92,7 +90,7 @@ class GpuRun:
             peer=key in WITH_PEER,
         )
 
-    def _pair(self, target: str, drafter: str, *, overlap: bool, draft_device: str | None = None) -> Part:
+    def _pair(self, target: str, drafter: str, *, draft_device: str | None = None) -> Part:
         return lambda: pair_speeds(
             target,
             drafter,
@@ -100,7 +98,6 @@ class GpuRun:
             acceptances=ACCEPTANCES,
             gammas=GAMMAS[:1] if self.quick else GAMMAS,
             length=self.length,
-            overlap=overlap,
             draft_device=draft_device,
         )
 
@@ -108,7 +105,10 @@ class GpuRun:
 def run_tests(root: Path) -> dict[str, Any]:
     """Run the tests that need a GPU; returns {"exit_code", "last_line"}."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TEST_FILE)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=TEST_SECONDS, check=False)
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=TEST_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return {"left_out": f"the tests take more than {TEST_SECONDS} s"}
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines() or [""]
     return {"exit_code": done.returncode, "last_line": lines[-1]}
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import torch
 
-from pdevis.benchmarks.gpu.device_times import seconds_of
 from pdevis.benchmarks.gpu.model_costs import free_memory, pairs_schedule, prompt_ids
 from pdevis.benchmarks.runs.lossless_check import first_difference
 from pdevis.benchmarks.synthetic import drawn_acceptance
 from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.generation import DecodeStats
 from pdevis.loading.catalog import EMBEDDED
 from pdevis.pair import SpeculativePair, load_pair
 from pdevis.util.prompts import PROMPTS
@@ -27,7 +28,6 @@ def pair_speeds(
     acceptances: tuple[float, ...],
     gammas: tuple[int, ...],
     length: int,
-    overlap: bool,
     draft_device: str | None = None,
 ) -> dict[str, Any]:
     """Time speculative over plain decoding at drawn acceptance: exact and static drafts, every γ, interleaved.
@@ -38,7 +38,6 @@ def pair_speeds(
         acceptances: probabilities that a draft token is accepted.
         gammas: draft lengths.
         length: new tokens of each decoding.
-        overlap: the drafter drafts ahead in a process of its own.
         draft_device: as for `load_pair`.
 
     Returns:
@@ -53,11 +52,10 @@ def pair_speeds(
         device=str(device),
         draft_device=draft_device,
         draft=DraftConfig("exact"),
-        overlap=overlap,
         on_progress=lambda line: notes.append(line) if line.startswith("note: ") else None,
     )
     try:
-        return {"notes": notes, **_pair_rows(pair, device, acceptances, gammas, length, overlap)}
+        return {"notes": notes, **_pair_rows(pair, device, acceptances, gammas, length)}
     finally:
         pair.close()
         free_memory()
@@ -69,7 +67,6 @@ def _pair_rows(
     acceptances: tuple[float, ...],
     gammas: tuple[int, ...],
     length: int,
-    overlap: bool,
 ) -> dict[str, Any]:
     layers = pair.workers.load_spec.config.num_hidden_layers if pair.workers else len(pair.drafter.layers)
     schedule = pairs_schedule(layers, STATIC_DEPTH)
@@ -77,8 +74,7 @@ def _pair_rows(
     ids = prompt_ids(pair.target)
 
     def decode(method: str, gamma: int = gammas[0]) -> Any:
-        config = DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=(), overlap=overlap and method != "target")
-        return pair.generate(ids, config, method)
+        return pair.generate(ids, DecodeConfig(max_new_tokens=length, gamma=gamma, eos_ids=()), method)
 
     decode("target")
     rows, plain = [], []
@@ -119,27 +115,43 @@ def exactness(key: str, device: torch.device, *, prompts: int, length: int) -> d
 
 
 def embedded_on_both(device: torch.device, *, prompts: int, length: int) -> dict[str, Any]:
-    """Compare the embedded model's greedy text on a device, in float32, with the CPU's.
+    """Compare the embedded model's greedy text on a device, in float32, with the CPU's, and time it.
+
+    Drafting ahead is timed here since it needs real weights: a drafter with random ones is never sure enough.
 
     Returns:
         {"prompts", "same_tokens" (mean length of the common beginning), "length", "plain_tokens_per_second",
-        "speculative_over_plain"}.
+        "speculative_over_plain", "ahead_over_speculative" (drafter in a process of its own on the same device)}.
     """
     config = DecodeConfig(max_new_tokens=length, eos_ids=())
+    formats = {"target_precision": "float32", "draft_precision": "float32"}
     texts: dict[str, list[list[int]]] = {}
-    result: dict[str, Any] = {"prompts": prompts, "length": length}
     for where in ("cpu", str(device)):
-        pair = load_pair(EMBEDDED, device=where, target_precision="float32", draft_precision="float32")
+        pair = load_pair(EMBEDDED, device=where, **formats)
         encoded = [pair.encode(text) for text in PROMPTS[:prompts]]
         texts[where] = [pair.generate(ids, config, "target").ids for ids in encoded]
-        if where != "cpu" or device.type == "cpu":
-            plain = seconds_of(lambda: pair.generate(encoded[0], config, "target"), device)  # noqa: B023
-            pair.generate(encoded[0], config)
-            speculative = seconds_of(lambda: pair.generate(encoded[0], config), device)  # noqa: B023
-            result |= {"plain_tokens_per_second": length / plain, "speculative_over_plain": plain / speculative}
-        pair.close()
+        if where == "cpu" and device.type != "cpu":
+            pair.close()
+    plain, speculative = (_speed(pair, encoded, config, method) for method in ("target", "speculative"))
+    pair.close()
+    pair = load_pair(EMBEDDED, device=str(device), overlap=True, **formats)
+    alone, ahead = (_speed(pair, encoded, replace(config, overlap=overlap)) for overlap in (False, True))
+    pair.close()
     common = [
         next((i for i, (one, other) in enumerate(zip(*ids)) if one != other), length)
         for ids in zip(texts["cpu"], texts[str(device)])
     ]
-    return result | {"same_tokens": sum(common) / len(common)}
+    return {
+        "prompts": prompts,
+        "length": length,
+        "same_tokens": sum(common) / len(common),
+        "plain_tokens_per_second": plain,
+        "speculative_over_plain": speculative / plain,
+        "ahead_over_speculative": ahead / alone,
+    }
+
+
+def _speed(pair: SpeculativePair, prompts: list[list[int]], config: DecodeConfig, method: str = "speculative") -> float:
+    """Return the tokens per second of decoding some prompts, without reading them."""
+    pair.generate(prompts[0], config, method)
+    return DecodeStats.sum(pair.generate(ids, config, method).stats for ids in prompts).tokens_per_second

@@ -6,6 +6,7 @@ On CPU `EagerGraph` runs the same work again, so that all that is built on graph
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
@@ -44,27 +45,47 @@ class EagerGraph:
 
 
 class CudaGraph:
-    """A CUDA graph. All graphs share one memory pool per device: what one leaves there, no other reads."""
+    """A CUDA graph. All graphs of a device share a memory pool and the stream of their captures.
+
+    What one graph leaves in the pool, no other reads. Memory of the pool belongs to its stream, as do the workspaces of
+    cuBLAS.
+    """
 
     _pools: ClassVar[dict[torch.device, Any]] = {}
+    _streams: ClassVar[dict[torch.device, Any]] = {}
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._graph = torch.cuda.CUDAGraph()
+        self._work: Callable[[], None] | None = None
 
     def capture(self, work: Callable[[], None], prepare: Callable[[], None]) -> None:
+        self._work = work  # a replay reads the tensors that it refers to
         with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream(self.device)
-            stream.wait_stream(torch.cuda.current_stream(self.device))
+            current = torch.cuda.current_stream(self.device)
+            if self.device not in self._streams:
+                self._streams[self.device] = torch.cuda.Stream(self.device)
+            stream = self._streams[self.device]
+            stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UPS):
                     prepare()
                     work()
-            torch.cuda.current_stream(self.device).wait_stream(stream)
+            current.wait_stream(stream)
             prepare()
-            pool = self._pools.setdefault(self.device, torch.cuda.graph_pool_handle())
-            with torch.cuda.graph(self._graph, pool=pool, stream=stream):
-                work()
+            if self.device not in self._pools:
+                self._pools[self.device] = torch.cuda.graph_pool_handle()
+            gc.collect()
+            gc.disable()  # freeing another graph's memory would end a capture
+            try:
+                with torch.cuda.graph(self._graph, pool=self._pools[self.device], stream=stream):
+                    work()
+            except BaseException:  # torch may leave the stream and the pool of a failed capture in use
+                torch.cuda.set_stream(current)
+                del self._pools[self.device]
+                raise
+            finally:
+                gc.enable()
 
     def replay(self) -> None:
         self._graph.replay()

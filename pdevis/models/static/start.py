@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pdevis.config import DecodeConfig
 from pdevis.models.stack import DecoderStack
 from pdevis.models.static.static_forward import CPU_WIDTHS, DRAFTER_WIDTHS, TARGET_WIDTHS, StaticForward
 from pdevis.util.validation import first_line
@@ -63,21 +64,25 @@ def start_graphs(stack: DecoderStack, role: str, on_progress: Callable[[str], No
             return
 
 
-def start_pair_graphs(target: Any, drafter: Any, graphs: str, on_progress: Callable[[str], None]) -> dict[str, str]:
-    """Run the models of this process in static shapes if asked for; on CUDA, capture graphs and check the target.
+def start_pair_graphs(pair: Any, graphs: str, on_progress: Callable[[str], None]) -> dict[str, str]:
+    """Run a pair's models in static shapes if asked for; on CUDA, capture graphs, check the target, and decode once.
 
     Returns the label {"graphs": "on"} if one of them does, else {}. Models that transformers runs, and those in other
     processes, are left as they are.
     """
     labels = {}
-    for role, model in (("target", target), ("drafter", drafter)):
+    for role, model in (("target", pair.target), ("drafter", pair.drafter)):
         if not isinstance(model, DecoderStack) or not uses_graphs(graphs, model.device):
+            continue
+        if graphs == "auto" and model.weights.precision == "nf4":  # whose fast kernel is for a single row
             continue
         set_up_static_shapes(model, role, on_progress)
         if model.device.type == "cuda" and role == "target":
             on_progress(f"note: {describe_differing_rows(count_differing_rows(model))}")
         if model.static is not None:
             labels["graphs"] = "on"
+    if labels and pair.target.device.type == "cuda":  # captures what drafts need, in a process of their own too
+        pair.generate([0], DecodeConfig(max_new_tokens=8, eos_ids=()))
     return labels
 
 

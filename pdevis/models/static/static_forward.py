@@ -15,6 +15,7 @@ block that attention covers, H = hidden size, N = query heads, K = key/value hea
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,11 +32,13 @@ from pdevis.models.linear import DenseLinear, Linear
 from pdevis.models.rotation import RotatedInputLinear
 from pdevis.models.stack import DecoderStack
 from pdevis.models.static.graphs import Graph, make_graph
+from pdevis.util.validation import DraftingWarning, first_line
 
 TARGET_WIDTHS = (16,)  # one tile of a GPU's matrix units: drafts of up to 15 tokens
 DRAFTER_WIDTHS = (1, 2, 6, 16)  # a draft step; the first one of a round, over the tokens confirmed since the last
 CPU_WIDTHS = (1, 2, 6, 16)  # of both models: there each row costs time
 
+SPARE_WIDTHS = 2  # of the largest width, of space in the cache after a block, for padding and drafts
 MAX_VERSIONS = 64  # compiled versions of a layer's code in one process
 
 _linears: WeakValueDictionary[int, Linear] = WeakValueDictionary()
@@ -74,7 +77,7 @@ class _CapturedForward:
     ids: Tensor  # [T]
     positions: Tensor  # [T]
     hidden: Tensor  # [T, H]
-    graph: Graph
+    graph: Graph | None = None
 
 
 class StaticForward:
@@ -95,7 +98,7 @@ class StaticForward:
         self._exact: tuple[Block, ...] | None = None
         self._functions: dict[tuple[int, int], tuple[tuple[Block, ...], Forward]] = {}
         self._captured: dict[tuple[int, int, int], _CapturedForward] = {}
-        self._storage: Tensor | None = None  # that the graphs were captured with
+        self._cache_version = -1  # that the graphs were captured with
 
     @property
     def exact(self) -> tuple[Block, ...]:
@@ -129,7 +132,7 @@ class StaticForward:
             blocks: the layers; None: the exact ones.
         """
         width = next(width for width in self.widths if width >= len(ids))
-        attended = self.reserve(start, len(ids), width)
+        attended = self.reserve(start, len(ids))
         blocks = self.exact if blocks is None else blocks
         key = (id(blocks), width, attended)
         if key not in self._captured:
@@ -139,16 +142,16 @@ class StaticForward:
         captured.graph.replay()
         return captured.hidden
 
-    def reserve(self, start: int, tokens: int, width: int) -> int:
-        """Provide for a forward over some tokens of a width, and return the length S of the block that it attends to.
+    def reserve(self, start: int, tokens: int) -> int:
+        """Provide for forwards over some tokens, and return the length S of the block that the last one attends to.
 
         A token's block depends on its position alone, unless a forward crosses the end of a block (`room`).
         """
         attended = block_length(start + tokens, self.stack.context_length + self.max_tokens)
-        self.stack.reserve(max(attended, start + width))
-        if self._storage is not self.stack.cache.storage:  # it has grown
+        self.stack.reserve(attended + SPARE_WIDTHS * self.max_tokens)  # the same for all forwards that attend to it
+        if self._cache_version != self.stack.cache.version:  # it has grown
             self._captured.clear()
-            self._storage = self.stack.cache.storage
+            self._cache_version = self.stack.cache.version
         return attended
 
     def room(self, start: int) -> int:
@@ -173,15 +176,36 @@ class StaticForward:
             ids=torch.zeros(width, dtype=torch.long, device=device),
             positions=torch.zeros(width, dtype=torch.long, device=device),
             hidden=torch.zeros(width, weights.embedding.shape[1], dtype=weights.dtype, device=device),
-            graph=make_graph(device),
         )
-        function, inputs = self.function(blocks, width), self.inputs(attended)
+        inputs = self.inputs(attended)
 
-        def work() -> None:
-            captured.hidden.copy_(function(captured.ids, captured.positions, *inputs))
+        def make_work() -> Callable[[], None]:
+            function = self.function(blocks, width)
+            return lambda: captured.hidden.copy_(function(captured.ids, captured.positions, *inputs))
 
-        captured.graph.capture(work, lambda: _load(captured, captured.ids[:0], start))
+        captured.graph = self.record(make_work, lambda: _load(captured, captured.ids[:0], start))
         return captured
+
+    def record(self, make_work: Callable[[], Callable[[], Any]], prepare: Callable[[], None]) -> Graph:
+        """Return a graph of some work; if it fails under torch.compile, nothing is compiled from then on.
+
+        Args:
+            make_work: makes the work, with functions of `function`.
+            prepare: as for `Graph.capture`.
+        """
+        graph = make_graph(self.stack.device)
+        try:
+            graph.capture(make_work(), prepare)
+        except Exception as error:
+            if not self.compiled:
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            warnings.warn(f"torch.compile fails ({reason}): forwards run without it", DraftingWarning, stacklevel=2)
+            self.compiled = False
+            self._functions.clear()
+            graph = make_graph(self.stack.device)
+            graph.capture(make_work(), prepare)
+        return graph
 
 
 def block_length(tokens: int, limit: int) -> int:
@@ -209,14 +233,18 @@ def make_function(stack: DecoderStack, blocks: Sequence[Block], *, compiled: boo
 
     def forward(ids: Tensor, positions: Tensor, indices: Tensor, rope_table: Tensor, storage: Tensor) -> Tensor:
         rope = rope_table[positions][:, None, None]  # [T, 1, 1, D / 2, 2]
-        visible = indices <= positions[:, None]  # [T, S]
-        mask = visible.repeat(weights.heads // weights.kv_heads, 1)  # [G T, S]
+        hidden = indices > positions[:, None]  # [T, S]
+        mask = torch.zeros(hidden.shape, dtype=weights.dtype, device=ids.device).masked_fill(hidden, -torch.inf)
+        mask = mask.repeat(weights.heads // weights.kv_heads, 1)  # [G T, S]
         h = F.embedding(ids, weights.embedding)
         for block in chosen:
             rows = None
             if block.attention is not None:
                 layers = block.attention.layers
                 rows = storage[layers.start : layers.stop : layers.step]
+                if compiled:  # one version for all lengths of cache and block
+                    torch._dynamo.maybe_mark_dynamic(rows, 1)
+                    torch._dynamo.maybe_mark_dynamic(mask, 1)
             h = run(block, h, rows, sizes=sizes, positions=positions, rope=rope, mask=mask)
         return h
 
@@ -226,8 +254,8 @@ def make_function(stack: DecoderStack, blocks: Sequence[Block], *, compiled: boo
 @cache
 def _compiled_run_block() -> Callable[..., Tensor]:
     # layers of other shapes, widths and numbers of lanes are further versions of the same code
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VERSIONS)
-    return torch.compile(run_block, fullgraph=True)
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MAX_VERSIONS)
+    return torch.compile(run_block, fullgraph=True, dynamic=False)
 
 
 def run_block(
@@ -260,6 +288,8 @@ def _attend(
     cos, sin = rope.unbind(-1)
     qk = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2).to(h.dtype)
     entries = torch.cat([qk[:, :, w.heads :], qkv[:, :, qk_heads:]], 2)  # [T, W, 2K, D]
+    # A token that is not seen yet has weight 0, and 0 x NaN would be NaN.
+    entries = entries.nan_to_num(0, 0, 0)
     rows.index_copy_(1, positions, entries.transpose(0, 1))  # of a view, the compiler would copy the whole cache
     keys, values = split_keys_values(rows[:, : mask.shape[1]])  # [W, K, S, D]
     queries = qk[:, :, : w.heads].unflatten(2, (w.kv_heads, groups)).permute(1, 2, 3, 0, 4).flatten(2, 3)
