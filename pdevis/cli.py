@@ -26,9 +26,18 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
-from pdevis.config import CHECKS, MODES, RANKS, DecodeConfig, DraftConfig
+from pdevis.config import CHECKS, MODES, PROCESSING, RANKS, DecodeConfig, DraftConfig
 from pdevis.profile import DEVICE_FLAGS, Profile, read_profile
-from pdevis.util.argtypes import choice, gamma_value, nearest, one_line, positive_int, settings_field
+from pdevis.util.argtypes import (
+    choice,
+    comma_list,
+    gamma_value,
+    id_numbers,
+    nearest,
+    one_line,
+    positive_int,
+    settings_field,
+)
 from pdevis.util.files import prepare_streams
 from pdevis.util.validation import DraftingWarning
 
@@ -228,6 +237,20 @@ def add_decode_flags(
     add("--top_k", int, metavar="N", text="sample from the k most probable; 0: all (default: %(default)s)")
     add("--top_p", float, metavar="X", text="sample from this probability mass; 1: all (default: %(default)s)")
     add("--seed", int, metavar="N", text="of the random numbers (default: a fresh one)")
+    text = "keep tokens of at least this part of the largest probability; 0: all (default: %(default)s)"
+    add("--min_p", float, metavar="X", text=text)
+    text = "divide the logits of tokens that prompt or text have; 1: none (default: %(default)s)"
+    add("--repetition_penalty", float, metavar="X", text=text)
+    text = "subtract from the logits of tokens that the text has (default: %(default)s)"
+    add("--presence_penalty", float, metavar="X", text=text)
+    text = "subtract as often as the text has the token (default: %(default)s)"
+    add("--frequency_penalty", float, metavar="X", text=text)
+    add("--min_new_tokens", int, metavar="N", text="write no EOS before so many tokens (default: %(default)s)")
+    text = "add to the logits of some ids, as in 50:-2,17:1.5"
+    add("--logit_bias", id_numbers, metavar="ID:X,…", text=text)
+    add("--suppress_tokens", comma_list(int), metavar="LIST", text="ids that are never written")
+    text = "a string that ends the text; may be given several times"
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
 
 
 def draft_config(args: argparse.Namespace) -> DraftConfig:
@@ -238,8 +261,8 @@ def draft_config(args: argparse.Namespace) -> DraftConfig:
 
 def decode_config(args: argparse.Namespace, **changes: Any) -> DecodeConfig:
     """Return the decoding settings of the flags; `changes` are further fields of `DecodeConfig`."""
-    names = ("gamma", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    changes = {"overlap": getattr(args, "overlap", False)} | changes
+    names = ("gamma", "max_new_tokens", "temperature", "top_k", "top_p", "seed", *PROCESSING)
+    changes = {"overlap": getattr(args, "overlap", False), "stop": tuple(args.stop)} | changes
     return DecodeConfig(**{name: getattr(args, name) for name in names} | changes)
 
 

@@ -6,9 +6,9 @@ naming the value and what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pdevis.util.validation import check_bool, check_integer, check_number, check_one_of
 
@@ -16,6 +16,15 @@ AUTO, RANKS = "auto", "ranks"  # ranks, as a device: the processes that torchrun
 SUBLAYER_MODES = ("skip", "parallel")  # drop layers or run them together, so they need access to sublayers
 MODES = (AUTO, "exact", *SUBLAYER_MODES)
 CHECKS = ("inline", "planned", "static")
+PROCESSING = (  # fields of `DecodeConfig` that change logits, and have a flag
+    "min_p",
+    "min_new_tokens",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "suppress_tokens",
+)
 METHODS = ("speculative", "target", "drafter")  # of decoding a text: with both models, or with one of them
 
 
@@ -125,6 +134,17 @@ class DecodeConfig:
         eos_ids: ids that end the text; None: the target's generation config, (): nothing ends it before the limit.
         reuse_prefix: keep the cache entries of the prefix that this prompt shares with the last generation.
         overlap: the drafter drafts ahead while the target verifies; it must run in a separate process.
+        min_p: keep tokens whose probability is at least this part of the most probable one's; 0 keeps all.
+        min_new_tokens: no token of `eos_ids` before this many new tokens.
+        repetition_penalty: logits of tokens in prompt or text are divided by it (multiplied if negative); 1: none.
+        presence_penalty, frequency_penalty: subtracted from the logits of tokens that the text has, once and per time.
+        logit_bias: a number for each id, which is added to its logit.
+        suppress_tokens: ids that are never written.
+        processors: further functions (ids [1, N], logits [1, V]) -> logits, such as a `LogitsProcessorList` of
+            transformers; without memory, and for a drafter in other processes picklable.
+        stop: strings that end the text with the token that completes one of them.
+        stop_after: stop strings count only after this string, such as the end of a thought; None: everywhere.
+        logprobs: log-probabilities of each new token, and of the N most probable ones at its place; None: none.
     """
 
     max_new_tokens: int = 128
@@ -136,6 +156,17 @@ class DecodeConfig:
     eos_ids: tuple[int, ...] | None = None
     reuse_prefix: bool = False
     overlap: bool = False
+    min_p: float = 0.0
+    min_new_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    suppress_tokens: tuple[int, ...] = ()
+    processors: Sequence[Callable[[Any, Any], Any]] = ()
+    stop: tuple[str, ...] = ()
+    stop_after: str | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, minimum=0)
@@ -154,6 +185,38 @@ class DecodeConfig:
         for token in self.eos_ids or ():
             check_integer("eos_ids", token, minimum=0)
         check_bool("overlap", self.overlap)
+        self._check_processing()
+
+    def _check_processing(self) -> None:
+        check_number("min_p", self.min_p, minimum=0, maximum=1)
+        check_integer("min_new_tokens", self.min_new_tokens, minimum=0)
+        check_number("repetition_penalty", self.repetition_penalty, minimum=1e-6)
+        check_number("presence_penalty", self.presence_penalty)
+        check_number("frequency_penalty", self.frequency_penalty)
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias = {self.logit_bias!r}: must be numbers for ids, as in 50:-2,17:1.5")
+        for token, bias in self.logit_bias.items():
+            check_integer("logit_bias", token, minimum=0)
+            check_number("logit_bias", bias)
+        for token in self.suppress_tokens:
+            check_integer("suppress_tokens", token, minimum=0)
+        for processor in self.processors:
+            if not callable(processor):
+                raise ValueError(f"processors: {processor!r} must be a function of ids and logits")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop = {self.stop!r}: must be a tuple of strings")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"stop = {text!r}: must be a string that is not empty")
+        if self.logprobs is not None:
+            check_integer("logprobs", self.logprobs, minimum=0)
+
+    @property
+    def processes_logits(self) -> bool:
+        """True if logits are changed before temperature, top-k and top-p."""
+        penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
+        others = (self.min_new_tokens, self.logit_bias, self.suppress_tokens, self.processors)
+        return any(penalties) or any(map(bool, others))
 
     @property
     def greedy(self) -> bool:

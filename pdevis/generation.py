@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from torch import Tensor
 
-StopReason = Literal["eos", "length", "context"]
+StopReason = Literal["eos", "stop", "length", "context"]
 RATES = (  # derived properties of DecodeStats
     "acceptance_rate",
     "mean_accept_length",
@@ -57,12 +57,21 @@ class Draft:
     passes: list[TracedPass] = field(default_factory=list)  # exact forwards, if they are traced
 
 
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The target's log-probability of a token, before any processing, and (id, log-probability) of the likeliest."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass
 class Verdict:
     """Verification result: the number of accepted draft tokens, and the bonus token that the target adds."""
 
     accepted: int
     bonus: int
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of both, if they are asked for
 
 
 @dataclass
@@ -113,6 +122,7 @@ class TokenEvent:
     text: str
     source: Literal["draft", "target"]
     round: int
+    logprob: TokenLogprob | None = None  # if `DecodeConfig.logprobs` asks for it
 
 
 @dataclass

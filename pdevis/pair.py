@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from pdevis.config import AUTO, METHODS, DecodeConfig, DraftConfig
+from pdevis.controls.resolve import resolve_controls
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
@@ -26,7 +27,7 @@ from pdevis.drafting.corrections import load_corrections
 from pdevis.drafting.drafter import Drafter
 from pdevis.drafting.rule import resolve_rule
 from pdevis.drafting.schedule import parse_schedules
-from pdevis.generation import DecodeStats, Generation, TokenEvent
+from pdevis.generation import DecodeStats, Generation
 from pdevis.loading.model_builder import build_model
 from pdevis.loading.pair_builder import BuiltPair, PairSpec, build_pair, check_graphs
 from pdevis.loading.weights.families import unsupported_reason
@@ -211,34 +212,33 @@ class SpeculativePair:
         if method not in METHODS:
             raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
         config = config or DecodeConfig()
-        if config.eos_ids is None:
-            config = replace(config, eos_ids=self.eos_ids)
         ids = self.encode(prompt)
         model = self.drafter if method == "drafter" else self.target
         check_ids(ids, model.vocab_size, model.context_length)
+        config, ends_text = resolve_controls(
+            config, self.tokenizer, eos_ids=self.eos_ids, prompt_tokens=len(ids), model=model
+        )
         if config.overlap and method == "speculative" and not (self.workers and self.workers.concurrent):
             raise ValueError("overlap = True: must be given to load_pair too, which starts the drafter's own process")
         self._stop_running()
         stats = DecodeStats(method=method, mode=self.mode if method == "speculative" else "exact")
-        if method == "speculative":
-            events = self._speculative(ids, config, stats)
+        if method != "speculative":
+            events = autoregressive(Verifier(model), ids, config=config, stats=stats, ends_text=ends_text)
         else:
-            events = autoregressive(Verifier(model), ids, config=config, stats=stats)
+            if self.tracer:
+                self.tracer.begin(self.describe(), prompt_tokens=len(ids), config=config)
+            events = speculative(
+                self.make_verifier(self.target),
+                self._drafting,
+                prompt=ids,
+                config=config,
+                stats=stats,
+                policy=gamma_policy(config, self._auto),
+                recorder=self.tracer,
+                ends_text=ends_text,
+            )
         self._running = GenerationStream(events, stats, self.tokenizer, self._warn_of_invalid_drafts)
         return self._running
-
-    def _speculative(self, ids: list[int], config: DecodeConfig, stats: DecodeStats) -> Iterator[TokenEvent]:
-        if self.tracer:
-            self.tracer.begin(self.describe(), prompt_tokens=len(ids), config=config)
-        return speculative(
-            self.make_verifier(self.target),
-            self._drafting,
-            prompt=ids,
-            config=config,
-            stats=stats,
-            policy=gamma_policy(config, self._auto),
-            recorder=self.tracer,
-        )
 
     def generate(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Generation:
         """Decode to the end. Arguments and errors as for `stream`."""

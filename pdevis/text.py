@@ -55,24 +55,24 @@ class TextStream:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._local = decodes_locally(tokenizer)
-        added = tokenizer.added_tokens_decoder if self._local else {}
+        self.is_local = decodes_locally(tokenizer)  # else it gives text after the last token only
+        added = tokenizer.added_tokens_decoder if self.is_local else {}
         self._special = {number for number, token in added.items() if token.special}
         self._ids: list[int] = []  # the last tokens; of a local decoder without special ones
         self._returned = 0  # letters of their text that have been returned
 
     def add(self, token: int, last: bool = False) -> str:
         """Return the text that `token` completes; after the `last` token also the text that is still held back."""
-        name = self.tokenizer.convert_ids_to_tokens(token) if self._local else ""
+        name = self.tokenizer.convert_ids_to_tokens(token) if self.is_local else ""
         is_text = name is not None and token not in self._special
         if is_text:
             self._ids.append(token)
-        if not last and (not is_text or not self._local or BYTE_TOKEN.fullmatch(name)):
+        if not last and (not is_text or not self.is_local or BYTE_TOKEN.fullmatch(name)):
             return ""
         text = self.decode(self._ids)
         complete = text if last else text.removesuffix(INCOMPLETE)
         piece, self._returned = complete[self._returned :], max(len(complete), self._returned)
-        if self._local and len(self._ids) > 2 * CONTEXT:
+        if self.is_local and len(self._ids) > 2 * CONTEXT:
             self._ids = self._ids[-CONTEXT:]
             self._returned = len(self.decode(self._ids).removesuffix(INCOMPLETE))
         return piece

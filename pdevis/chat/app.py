@@ -32,6 +32,7 @@ def add_chat_flags(parser: Parser) -> None:
     first.add_argument("--prompt", metavar="TEXT", help="answer once and exit; - reads the text from stdin")
     first.add_argument("--prompt_file", metavar="FILE", help="as --prompt, with the text of a file")
     first.add_argument("--manager", action="store_true", help="ask before the chat: start, sweep or exit")
+    group.add_argument("--system", metavar="TEXT", help="system message: instructions before the conversation")
     group.add_argument("--json", action="store_true", help="with --prompt: one JSON object {text, ids, stats, config}")
     group.add_argument(
         "--no-chat", dest="chat", action="store_false", help="no chat template: continue the text as it is"
@@ -50,7 +51,7 @@ def run_chat(args: argparse.Namespace) -> int:
         return 0
     prompt = read_prompt(args)
     decode = decode_config(args)
-    session = ChatSession(_load_pair_with_progress(arguments), decode, chat=args.chat)
+    session = ChatSession(_load_pair_with_progress(arguments), decode, chat=args.chat, system=args.system)
     if prompt is not None:
         return answer_once(session, prompt, as_json=args.json)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()

@@ -15,11 +15,13 @@ from rich.console import Console
 
 from pdevis.chat import render, sweep
 from pdevis.chat.session import ChatSession
-from pdevis.chat.transcript import save_transcript
+from pdevis.chat.transcript import load_transcript, save_transcript
 from pdevis.config import AUTO, CHECKS, METHODS, MODES, DecodeConfig, DraftConfig
-from pdevis.util.argtypes import gamma_value, nearest, parse_value
+from pdevis.util.argtypes import gamma_value, id_numbers, nearest, parse_value
 from pdevis.util.console import progress_on_stderr
 from pdevis.util.files import expand_user
+
+NONE = "none"  # takes a setting back
 
 
 class LeaveChat(Exception):
@@ -170,6 +172,81 @@ def _gamma(word: str) -> int:
         raise ValueError(f"/sweep: each gamma: {allowed}") from None
 
 
+def _system(chat: Chat, argument: str) -> None:
+    session = chat.session
+    if argument:
+        session.system = None if argument == NONE else argument
+    text = "none" if session.system is None else session.system
+    render.print_line(chat.console, f"system message: {text}" + ("" if argument else f"; {COMMANDS['system'].help}"))
+
+
+def _retry(chat: Chat, argument: str) -> None:
+    if chat.session.last_message is None:
+        raise ValueError("/retry: there is no message yet")
+    display = render.AnswerDisplay(chat.console, headings=len(chat.session.methods) > 1)
+    display.show(chat.session.retry())
+
+
+def _undo(chat: Chat, argument: str) -> None:
+    turn = _about("/undo", chat.session.undo)
+    render.print_line(chat.console, f"forgotten: {turn.user!r} and its answer")
+
+
+def _trim(chat: Chat, argument: str) -> None:
+    count = _about("/trim", lambda: parse_count(argument or "1"))
+    left = _about("/trim", lambda: chat.session.trim(count))
+    render.print_line(chat.console, f"the conversation has {left} turns left")
+
+
+def _context(chat: Chat, argument: str) -> None:
+    used, whole = chat.session.context_tokens(), chat.session.pair.context_length
+    turns = len(chat.session.turns)
+    render.print_line(chat.console, f"{used} of {whole} tokens are in use, by {turns} turn{'s' * (turns != 1)}")
+
+
+def _set(chat: Chat, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    if name not in SETTINGS:
+        match = nearest(name, SETTINGS)
+        hint = f"did you mean {match}?" if name and match else f"must be one of {', '.join(SETTINGS)}"
+        raise ValueError(f"/set {name}: {hint}" if name else f"/set NAME VALUE: NAME {hint}")
+    if value.strip():
+        try:
+            parsed = parse_value(DecodeConfig, name, SETTINGS[name], value.strip())
+        except ValueError as error:
+            raise ValueError(f"/set {name}: {error}") from None
+        chat.session.set_decode(**{name: parsed})
+    render.print_line(chat.console, f"{name} is {getattr(chat.session.decode, name)}")
+
+
+def _load(chat: Chat, argument: str) -> None:
+    if not argument:
+        raise ValueError("/load needs the name of a .json file that /save wrote")
+    path = expand_user(argument)
+    _about(f"/load: {path}", lambda: chat.session.remember(load_transcript(path)))
+    render.print_line(chat.console, f"loaded: {path}, {len(chat.session.turns)} turns")
+
+
+def _about(where: str, run: Callable[[], Any]) -> Any:
+    """Run something; say where in its error."""
+    try:
+        return run()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def parse_count(text: str) -> int:
+    """Return a number of turns."""
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} must be a number of turns")
+    return int(text)
+
+
+def _optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a conversion that takes "none" too."""
+    return lambda text: None if text == NONE else convert(text)
+
+
 def _save(chat: Chat, argument: str) -> None:
     if not argument:
         raise ValueError("/save needs a file name: NAME.json or NAME.md")
@@ -179,6 +256,23 @@ def _save(chat: Chat, argument: str) -> None:
     render.print_line(chat.console, f"saved: {path}")
 
 
+# of /set: every decoding setting of an answer, with the conversion of its text
+SETTINGS: dict[str, Callable[[str], Any]] = {
+    "max_new_tokens": int,
+    "gamma": gamma_value,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "seed": _optional(int),
+    "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "min_new_tokens": int,
+    "logit_bias": lambda text: {} if text == NONE else id_numbers(text),
+    "suppress_tokens": lambda text: () if text == NONE else tuple(map(int, text.split(","))),
+    "stop": lambda text: () if text == NONE else (text,),
+}
 COMMANDS: dict[str, Command] = {
     "help": Command(_help, "list the commands"),
     "quit": Command(_quit, "leave (as Ctrl-D does)"),
@@ -210,8 +304,15 @@ COMMANDS: dict[str, Command] = {
     "temperature": Command(
         _setting("temperature", DecodeConfig, convert=float), "0 is greedy, above 0 samples", argument="X"
     ),
+    "set": Command(_set, "show or change any decoding setting, such as top_p or stop", argument="NAME VALUE"),
+    "system": Command(_system, f"show or set the system message; {NONE} removes it", argument="TEXT"),
+    "retry": Command(_retry, "answer the last message again"),
+    "undo": Command(_undo, "forget the last message and its answer"),
+    "context": Command(_context, "tokens of the conversation, and how many the models hold"),
+    "trim": Command(_trim, "forget the first N turns (1)", argument="N"),
     "stats": Command(_stats, "totals of this session, and the last answer in detail"),
     "reset": Command(_reset, "forget the conversation"),
     "sweep": Command(_sweep, "measure several gammas on the last prompt; table and plot", argument="G1 G2 …"),
     "save": Command(_save, "write the conversation to FILE (.json, or .md)", argument="FILE"),
+    "load": Command(_load, "continue a conversation that /save wrote as .json", argument="FILE"),
 }

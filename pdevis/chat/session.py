@@ -104,12 +104,17 @@ class ChatSession:
         pair: the pair, as `load_pair` returns it.
         decode: settings of each answer; the caches are always reused for the shared prefix.
         chat: False continues each message as raw text, without memory.
+        system: instructions before the conversation; None: the chat template's own, if it has any.
     """
 
-    def __init__(self, pair: SpeculativePair, decode: DecodeConfig, chat: bool = True) -> None:
+    def __init__(
+        self, pair: SpeculativePair, decode: DecodeConfig, chat: bool = True, system: str | None = None
+    ) -> None:
         self.pair = pair
         self.decode = replace(decode, reuse_prefix=True)
         self.chat = chat
+        self.system = system
+        self.last_message: str | None = None  # the user's last one, answered or not
         self.methods: tuple[str, ...] = METHODS[:1]  # active decoders
         self.turns: list[Turn] = []
         self.history: list[list[Answer]] = []  # the answers of every turn, those before a reset included
@@ -118,7 +123,7 @@ class ChatSession:
     @property
     def messages(self) -> list[dict[str, str]]:
         """The memory, as the chat template takes it. Raw continuations are not part of it."""
-        messages = []
+        messages = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
             if turn.chat:
                 messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.kept.text}]
@@ -136,6 +141,7 @@ class ChatSession:
             ValueError: the message cannot be answered; the memory stays as it was.
         """
         ids = self.encode(text)
+        self.last_message = text
         answers = []
         for method in self.methods:
             answer = yield from self.write(method, ids)
@@ -184,10 +190,57 @@ class ChatSession:
         with self._advice_on_length():
             return self.pair.generate(ids, self.decode, method="speculative")
 
+    def retry(self) -> Iterator[ChatEvent]:
+        """Answer the last message again, in place of its answer if it has one.
+
+        Raises:
+            ValueError: there is no message.
+        """
+        if self.last_message is None:
+            raise ValueError("there is no message yet")
+        if self.turns and self.turns[-1].user == self.last_message:
+            self.turns.pop()
+        yield from self.answer(self.last_message)
+
+    def undo(self) -> Turn:
+        """Forget the last turn; return it. Raises ValueError if there is none."""
+        if not self.turns:
+            raise ValueError("there is no turn to forget")
+        self.last_message = None
+        return self.turns.pop()
+
+    def trim(self, turns: int) -> int:
+        """Forget the oldest turns; return how many are left. Raises ValueError if there are fewer."""
+        if not 1 <= turns <= len(self.turns):
+            raise ValueError(f"{turns} must be at least 1 and at most {len(self.turns)}, the turns of the conversation")
+        del self.turns[:turns]
+        return len(self.turns)
+
+    def remember(self, messages: list[dict[str, str]]) -> None:
+        """Continue another conversation in place of this one: user and assistant in turn, maybe after a system message.
+
+        Raises:
+            ValueError: the messages are not of this form; the conversation stays as it was.
+        """
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        talk = messages[1:] if system is not None else messages
+        roles = [message["role"] for message in talk]
+        if not talk or roles != ["user", "assistant"] * (len(talk) // 2):
+            raise ValueError("its messages must be user and assistant in turn, after a system message or none")
+        self.reset()
+        self.system = system
+        for user, reply in zip(talk[::2], talk[1::2]):
+            self.turns.append(Turn(user["content"], [Answer(METHODS[0], text=reply["content"])], chat=True))
+        self.last_message = self.turns[-1].user
+
+    def context_tokens(self) -> int:
+        """Return the number of tokens of the conversation, as the next prompt will begin with it."""
+        return len(self.pair.encode(self.messages)) if self.messages else 0
+
     def reset(self) -> None:
-        """Forget the conversation; the session's statistics stay."""
+        """Forget the conversation; system message and the session's statistics stay."""
         self.turns.clear()
-        self.last_ids = None
+        self.last_ids = self.last_message = None
         self.pair.reset()
 
     def total(self, method: str, shared_with: str | None = None) -> DecodeStats | None:
@@ -226,6 +279,6 @@ class ChatSession:
             if self.chat and self.turns:
                 raise ValueError(
                     f"the conversation has become too long: with this message {size}. The message was dropped; "
-                    "/save FILE keeps the conversation, /reset starts a new one"
+                    "/trim N forgets its first N turns, /save FILE keeps it, /reset starts a new one"
                 ) from None
             raise ValueError(f"the prompt is too long: {size}; give a shorter one") from None

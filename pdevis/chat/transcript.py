@@ -8,7 +8,7 @@ from typing import Any
 
 from pdevis.chat import render
 from pdevis.chat.session import Answer, ChatSession
-from pdevis.util.files import encode_json, make_parent_folder, write_new
+from pdevis.util.files import encode_json, make_parent_folder, parse_json, read_text, write_new
 
 
 def describe_settings(session: ChatSession) -> dict[str, Any]:
@@ -43,6 +43,25 @@ def save_transcript(session: ChatSession, path: Path) -> bool:
     except OSError as error:
         raise ValueError(f"/save: {path} cannot be written: {error.strerror or error}") from None
     return created
+
+
+def load_transcript(path: Path) -> list[dict[str, str]]:
+    """Return the messages of a conversation that `save_transcript` wrote as JSON.
+
+    Raises:
+        ValueError: the file cannot be read, or is another one.
+    """
+    try:
+        content = parse_json(read_text(path))
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+    messages = content.get("messages") if isinstance(content, dict) else None
+    fields = ("role", "content")
+    if not isinstance(messages, list) or not all(
+        isinstance(part, dict) and all(isinstance(part.get(name), str) for name in fields) for part in messages
+    ):
+        raise ValueError("is not a conversation that /save wrote as .json")
+    return [{name: part[name] for name in fields} for part in messages]
 
 
 def _json(session: ChatSession) -> bytes:

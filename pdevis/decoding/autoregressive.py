@@ -39,7 +39,12 @@ class NoDrafts:
 
 
 def autoregressive(
-    verifier: Verifier, prompt: list[int], *, config: DecodeConfig, stats: DecodeStats
+    verifier: Verifier,
+    prompt: list[int],
+    *,
+    config: DecodeConfig,
+    stats: DecodeStats,
+    ends_text: Callable[[int], bool] | None = None,
 ) -> Iterator[TokenEvent]:
     """Decode one token per round after `prompt` (token ids, shorter than the model's context); fills `stats`."""
-    return speculative(verifier, NoDrafts(), prompt=prompt, config=config, stats=stats)
+    return speculative(verifier, NoDrafts(), prompt=prompt, config=config, stats=stats, ends_text=ends_text)

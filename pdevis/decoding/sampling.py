@@ -15,7 +15,7 @@ from pdevis.config import DecodeConfig
 
 
 def distribution(logits: Tensor, config: DecodeConfig) -> Tensor:
-    """Turn logits [T, V] into float32 probabilities [T, V]: temperature (> 0), then top-k, then top-p."""
+    """Turn logits [T, V] into float32 probabilities [T, V]: temperature (> 0), then top-k, top-p and min-p."""
     assert not config.greedy, "temperature 0 has its own argmax path"
     logits = logits.float()
     scaled = (logits - logits.amax(-1, keepdim=True)) / config.temperature
@@ -29,7 +29,28 @@ def distribution(logits: Tensor, config: DecodeConfig) -> Tensor:
         ordered = ordered.masked_fill(before >= config.top_p, 0)
         probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
         probs = probs / probs.sum(-1, keepdim=True)
+    if config.min_p > 0:
+        probs = probs.masked_fill(probs < config.min_p * probs.amax(-1, keepdim=True), 0)
+        probs = probs / probs.sum(-1, keepdim=True)
     return probs
+
+
+def process(config: DecodeConfig, ids: list[int], logits: Tensor) -> Tensor:
+    """Apply the processors of the settings to logits [T, V]: row i follows the first `len(ids) - T + 1 + i` ids.
+
+    A processor may change its arguments, but nothing else.
+    """
+    if not config.processors:
+        return logits
+    before = torch.tensor([ids], device=logits.device)
+    first = len(ids) - len(logits) + 1
+    rows = []
+    for i in range(len(logits)):
+        row = logits[i : i + 1].to(torch.float32, copy=True)
+        for processor in config.processors:
+            row = processor(before[:, : first + i].clone(), row)
+        rows.append(row)
+    return torch.cat(rows)
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:

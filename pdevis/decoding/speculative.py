@@ -10,7 +10,7 @@ recorder need.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from pdevis.config import DecodeConfig
@@ -38,6 +38,7 @@ def speculative(
     stats: DecodeStats,
     policy: GammaPolicy | None = None,
     recorder: RoundRecorder | None = None,
+    ends_text: Callable[[int], bool] | None = None,
 ) -> Iterator[TokenEvent]:
     """Decode after `prompt` until an EOS or a limit; yield a `TokenEvent` without text for each confirmed token.
 
@@ -51,9 +52,10 @@ def speculative(
         stats: filled in during the generation.
         policy: chooses the draft length of each round; None: as `config.gamma` asks.
         recorder: receives every round.
+        ends_text: as for `Progress`.
     """
     policy = policy or gamma_policy(config)
-    progress = Progress(prompt, config, context_length=verifier.model.context_length)
+    progress = Progress(prompt, config, verifier.model.context_length, ends_text)
     clock = Clock(verifier.model.device, drafter.device)
     target_sampler = Sampler(config, verifier.model.device, stream=1)
     stats.prompt_tokens, stats.stop_reason = len(prompt), progress.stop_reason
@@ -80,12 +82,17 @@ def speculative(
             verifier.rewind_to_confirmed(progress.confirmed)
             drafter.rewind_to_confirmed(progress.confirmed)
             round.total_seconds = clock.lap()
-            stats.add(round)
-            policy.observe(round)
-            if recorder:
-                recorder.record(round)
+            _report(round, stats, policy, recorder)
             with clock.paused():
                 yield from events
     finally:
         verifier.release(progress.confirmed)
         drafter.release(progress.confirmed)
+
+
+def _report(round: Round, stats: DecodeStats, policy: GammaPolicy, recorder: RoundRecorder | None) -> None:
+    """Let all that learn from a finished round read it."""
+    stats.add(round)
+    policy.observe(round)
+    if recorder:
+        recorder.record(round)

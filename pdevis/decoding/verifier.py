@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdevis.config import DecodeConfig
-from pdevis.decoding.sampling import Sampler, distribution, residual
-from pdevis.generation import Draft, Verdict
+from pdevis.decoding.sampling import Sampler, distribution, process, residual
+from pdevis.generation import Draft, TokenLogprob, Verdict
 from pdevis.models.causal_lm import CausalLM, load_prompt
 
 
@@ -32,10 +32,16 @@ class Verifier:
     def verify(self, confirmed: list[int], draft: Draft, sampler: Sampler) -> Verdict:
         """Run one forward over G + 1 tokens, then accept or correct. An empty draft makes this plain decoding."""
         ids = torch.tensor([confirmed[-1], *draft.ids], device=self.model.device)
-        logits = self.model.forward(ids)  # [G + 1, V]
+        raw = self.model.forward(ids)  # [G + 1, V]
+        logits = process(sampler.config, [*confirmed, *draft.ids], raw)
         if sampler.config.greedy:
-            return accept_greedy(ids[1:], logits)
-        return accept_sampled(draft, distribution(logits, sampler.config), sampler)
+            verdict = accept_greedy(ids[1:], logits)
+        else:
+            verdict = accept_sampled(draft, distribution(logits, sampler.config), sampler)
+        if sampler.config.logprobs is not None:
+            written = [*draft.ids[: verdict.accepted], verdict.bonus]
+            verdict.logprobs = token_logprobs(raw[: len(written)], written, sampler.config.logprobs)
+        return verdict
 
     def draft_room(self, confirmed: int) -> int:
         """Return the length of the longest draft after some tokens that one forward verifies as plain decoding would.
@@ -55,6 +61,23 @@ class Verifier:
         if self._is_open:
             self._is_open = False
             self.rewind_to_confirmed(confirmed)
+
+
+def token_logprobs(logits: Tensor, ids: list[int], top: int) -> list[TokenLogprob]:
+    """Return the target's own log-probability of each id, from logits [T, V] before any processing, and the best ones.
+
+    Args:
+        logits: row i gives the distribution of token i.
+        ids: the T tokens.
+        top: number of most probable tokens to list.
+    """
+    logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
+    best = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
+    return [
+        TokenLogprob(logprob, tuple(zip(top_ids, values)))
+        for logprob, top_ids, values in zip(chosen, best.indices.tolist(), best.values.tolist())
+    ]
 
 
 def accept_greedy(draft_ids: Tensor, logits: Tensor) -> Verdict:

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from math import isfinite
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.decoding.sampling import Sampler, distribution
+from pdevis.decoding.sampling import Sampler, distribution, process
 from pdevis.drafting.draft_loop import DraftBlocks, DraftLoop
 from pdevis.drafting.engine import DraftEngine, DraftStep, Engine, LaneExecutor, PlainEngine
 from pdevis.generation import Draft
-from pdevis.models.causal_lm import CausalLM, load_prompt
+from pdevis.models.causal_lm import CausalLM, argmax_logprob, load_prompt
 from pdevis.models.stack import DecoderStack
 
 
@@ -49,7 +50,7 @@ class Drafter:
     ) -> None:
         self.model = model
         self.config = config
-        self.vocab = min(model.vocab_size, target_vocab)
+        self.vocab, self.target_vocab = min(model.vocab_size, target_vocab), target_vocab
         has_sublayers = isinstance(model, DecoderStack)
         self.traced = traced and has_sublayers
         self.engine: Engine = (
@@ -104,18 +105,18 @@ class Drafter:
             self.engine.steps, self.engine.passes = 0, []
         ids = torch.tensor(self._readable(confirmed[self.model.length :]), device=self.model.device)
         draft, chosen, probs = Draft(), [], []
-        greedy = self.sampler.config.greedy
-        if greedy and not should_continue and (blocks := self.engine.draft_blocks(exact_first=self.recalibrates)):
+        if (
+            self._takes_argmax
+            and not should_continue
+            and (blocks := self.engine.draft_blocks(exact_first=self.recalibrates))
+        ):
             return self._draft_in_loop(draft, ids, gamma, blocks)
         self._logprobs = []
         on_cpu = self.model.device.type == "cpu"
         for index in range(gamma):
             step = self._first_step(ids) if index == 0 else self.engine.draft(ids)
-            if greedy:
-                ids, logprob = step.argmax(self.vocab)  # stays on the device: no synchronization in a greedy draft
-            else:
-                q, ids, logprob = self._sample(step.logits[None, : self.vocab])
-                probs.append(q)
+            q, ids, logprob = self._choose(step, confirmed, chosen)
+            probs += [] if q is None else [q]
             ids = self.engine.broadcast_token(ids)
             chosen.append(ids)
             self._logprobs.append(logprob)
@@ -149,6 +150,23 @@ class Drafter:
         draft.depth = engine.schedule.depth * further + 2 * engine.layers * (gamma - further)
         self._finish(draft, tokens, [])
         return draft
+
+    @property
+    def _takes_argmax(self) -> bool:
+        """True if the next token is the argmax of the logits as they are."""
+        return self.sampler.config.greedy and not self.sampler.config.processors
+
+    def _choose(
+        self, step: DraftStep, confirmed: list[int], drafted: list[Tensor]
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Choose the next token; return q [V] (None if greedy), the token [1] and its log-probability [1]."""
+        if self._takes_argmax:
+            return None, *step.argmax(self.vocab)  # stays on the device: no synchronization in a greedy draft
+        logits = step.logits[None, : self.vocab]
+        if self.sampler.config.processors:  # they may name any id of the target
+            whole = F.pad(logits, (0, self.target_vocab - self.vocab), value=-torch.inf)
+            logits = process(self.sampler.config, [*confirmed, *map(int, drafted)], whole)[:, : self.vocab]
+        return (None, *argmax_logprob(logits[0])) if self.sampler.config.greedy else self._sample(logits)
 
     def _sample(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a token from logits [1, V]; return q [V], the token [1] and its log-probability [1].
@@ -188,7 +206,11 @@ class Drafter:
         if self.recalibrates:
             self.model.rewind(min(self.model.length, self.exact_prefix))
         ids = torch.tensor(self._readable(confirmed[self.model.length :]), device=self.model.device)
-        ids, logprob = self._first_step(ids).argmax(self.vocab)
+        step = self._first_step(ids)
+        if self.sampler.config.greedy:
+            _, ids, logprob = self._choose(step, confirmed, [])
+        else:
+            ids, logprob = step.argmax(self.vocab)
         return int(self.engine.broadcast_token(ids)), float(logprob.exp())
 
     def rewind_to_confirmed(self, confirmed: list[int]) -> None:

@@ -19,7 +19,7 @@ from pdevis.config import METHODS, DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats
 from pdevis.lm_eval.arguments import read_request, sort_settings
 from pdevis.lm_eval.scoring import Scorer
-from pdevis.lm_eval.stops import read_until
+from pdevis.lm_eval.stops import cut_answer
 from pdevis.pair import SpeculativePair, load_pair
 from pdevis.reasoning.split_reasoning import opening_tag
 from pdevis.text import apply_chat_template
@@ -211,9 +211,7 @@ class Adapter:
         return results
 
     def _answer(self, context: str, arguments: dict[str, Any], number: int) -> tuple[str, DecodeStats]:
-        config, stops = read_request(
-            arguments, number=number, base=self.base, eos_ids=self.pair.eos_ids, tokenizer=self.tokenizer
-        )
+        config = read_request(arguments, number=number, base=self.base, think_end=self.think_end_token)
         max_context = self.max_length - config.max_new_tokens
         if max_context < 1:
             raise ValueError(f"max_gen_toks = {config.max_new_tokens}: must be below the context of {self.max_length}")
@@ -222,10 +220,11 @@ class Adapter:
             log.warning("a context of %d tokens is truncated to its last %d", len(ids), max_context)
         stream = self.pair.stream(ids[-max_context:], config, method=self.method)
         try:
-            text = read_until(stream, stops, think_end=self.think_end_token, opening=opening_tag(context))
+            text = "".join(event.text for event in stream)
         finally:
             stream.close()
-        return text, stream.stats
+        answer = cut_answer(text, config.stop, think_end=self.think_end_token, opening=opening_tag(context))
+        return answer, stream.stats
 
 
 def describe_speed(stats: DecodeStats) -> str:

@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 from pdevis.config import DecodeConfig, DraftConfig
-from pdevis.lm_eval.stops import split_stops
 from pdevis.util.argtypes import nearest
 
 PAIR_ARGUMENTS = (  # of `load_pair`
@@ -56,15 +55,16 @@ def sort_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def read_request(
-    arguments: Mapping[str, Any], *, number: int, base: DecodeConfig, eos_ids: tuple[int, ...], tokenizer: Any
-) -> tuple[DecodeConfig, list[str]]:
-    """Return the decoding settings of a request, and those of its stop strings that are text.
+    arguments: Mapping[str, Any], *, number: int, base: DecodeConfig, think_end: str | None = None
+) -> DecodeConfig:
+    """Return the decoding settings of a request, its stop strings among them.
 
     Args:
         arguments: generation arguments of a task or of --gen_kwargs: until, max_gen_toks, do_sample, temperature,
             top_k, top_p.
         number: of the request, part of its seed, so that sampled answers to equal requests differ.
         base: settings that a request does not name.
+        think_end: stop strings count only after it; None: everywhere.
 
     Raises:
         ValueError: for an argument that is not known, or a value that is not allowed.
@@ -72,7 +72,7 @@ def read_request(
     from lm_eval.models.utils import normalize_gen_kwargs
 
     options = dict(normalize_gen_kwargs(dict(arguments), base.max_new_tokens))
-    stops, stop_ids = split_stops([stop for stop in options.pop("until") if stop is not None], tokenizer)
+    stops = tuple(stop for stop in options.pop("until") if stop)
     sampled = options.pop("do_sample")
     values = {
         "max_new_tokens": options.pop("max_gen_toks"),
@@ -87,4 +87,4 @@ def read_request(
         raise ValueError(f"generation arguments {', '.join(sorted(options))}: must be some of {allowed}")
     if not sampled:
         values |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    return replace(base, **values, seed=(base.seed or 0) + number, eos_ids=(*eos_ids, *stop_ids)), stops
+    return replace(base, **values, seed=(base.seed or 0) + number, stop=stops, stop_after=think_end)

@@ -80,6 +80,12 @@ def comma_list(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]
     return parse
 
 
+def id_numbers(text: str) -> dict[int, float]:
+    """Parse numbers for ids, as in "50:-2,17:1.5"."""
+    pairs = [part.partition(":") for part in text.split(",")]
+    return {int(token): float(number) for token, _, number in pairs}
+
+
 def choice(*allowed: str) -> Callable[[str], str]:
     """Return an argparse type for one of the allowed words."""
 

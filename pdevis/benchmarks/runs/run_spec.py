@@ -33,7 +33,7 @@ from pdevis.cli import (
     draft_config,
     pair_arguments,
 )
-from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.config import PROCESSING, DecodeConfig, DraftConfig
 from pdevis.util.argtypes import choice, comma_list, one_line, positive_int
 from pdevis.util.files import make_parent_folder, prepare_output_file
 from pdevis.util.provenance import sha256, versions
@@ -292,7 +292,9 @@ def _settings(args: argparse.Namespace, dataset: Path, decode: DecodeConfig) -> 
         "draft_mode": draft.pop("mode"),
         **draft,
         **{
-            name: getattr(decode, name) for name in ("gamma", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+            name: getattr(decode, name)
+            for name in ("gamma", "max_new_tokens", "temperature", "top_k", "top_p", "seed", *PROCESSING, "stop")
+            if name not in (*PROCESSING, "stop") or getattr(decode, name) != getattr(DecodeConfig(), name)
         },
     }
 

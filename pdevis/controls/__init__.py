@@ -1,0 +1,1 @@
+"""Controls of a text beyond sampling: penalties, biases, forbidden tokens, stop strings."""

@@ -1,0 +1,44 @@
+"""From the settings of a generation to what the decode loop works with: processors, EOS ids, ends at stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pdevis.config import DecodeConfig
+from pdevis.controls.stop_strings import StopStrings, split_special
+from pdevis.models.causal_lm import CausalLM
+
+
+def resolve_controls(
+    config: DecodeConfig, tokenizer: Any, *, eos_ids: tuple[int, ...], prompt_tokens: int, model: CausalLM
+) -> tuple[DecodeConfig, Callable[[int], bool] | None]:
+    """Return settings with `eos_ids` and all processors, and what finds stop strings (None: there are none).
+
+    Args:
+        config: as the user gave it.
+        tokenizer: of the model.
+        eos_ids: those of the target, if the settings name none.
+        prompt_tokens: length of the prompt.
+        model: that writes the text.
+
+    Raises:
+        ValueError: an id outside the vocabulary, or a value that transformers refuses.
+    """
+    for name, ids in (("suppress_tokens", config.suppress_tokens), ("logit_bias", config.logit_bias)):
+        for token in ids:
+            if token >= model.vocab_size:
+                raise ValueError(f"{name} has id {token}: must be below {model.vocab_size}")
+    config = replace(config, eos_ids=eos_ids if config.eos_ids is None else tuple(config.eos_ids))
+    ends_text = None
+    if config.stop:
+        texts, special = split_special(config.stop, tokenizer)
+        config = replace(config, eos_ids=(*config.eos_ids, *special))
+        ends_text = StopStrings(texts, tokenizer, config.stop_after).add if texts else None
+    if config.processes_logits:
+        from pdevis.controls.processors import make_processors  # most generations need none of it
+
+        made = make_processors(config, prompt_tokens=prompt_tokens, device=model.device)
+        config = replace(config, processors=made)
+    return config, ends_text
