@@ -159,6 +159,8 @@ def add_model_flags(
     for model in ("target", "draft"):
         group.add_argument(f"--{model}_precision", metavar="FORMAT", default="auto", help=text)
     _add_acceleration_flags(group)
+    text = "on, off, or auto (the model's own default): thoughts before answers, if the chat template has this switch"
+    group.add_argument("--thinking", type=choice("auto", "on", "off"), metavar="WHEN", help=text)
     text = "plain text on which static schedules are chosen (default: a text of the package)"
     group.add_argument("--calibration_text", metavar="FILE", help=text)
     group.add_argument("--trace", metavar="FILE", help="record every round in a file for python -m pdevis.simulate")
@@ -270,7 +272,7 @@ def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_pair` that the flags ask for."""
     names = ("device", "target_device", "draft_device", "target_precision", "draft_precision")
     # these only if they are given: the load_pair of a --code_path file may not have them
-    optional = ("draft_vocab", "graphs", "overlap", "trace", "profile", "calibration_text")
+    optional = ("draft_vocab", "graphs", "thinking", "overlap", "trace", "profile", "calibration_text")
     return {
         "target": args.target_model,
         "drafter": args.drafter_model,

@@ -161,9 +161,9 @@ class DecodeConfig:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     suppress_tokens: tuple[int, ...] = ()
-    processors: Sequence[Callable[[Any, Any], Any]] = ()
+    processors: Sequence[Callable[[Any, Any], Any]] = field(default=(), hash=False)
     stop: tuple[str, ...] = ()
     stop_after: str | None = None
     logprobs: int | None = None

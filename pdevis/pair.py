@@ -296,6 +296,7 @@ def load_pair(
     draft_vocab: int | None = None,
     graphs: str = AUTO,
     compile: bool = False,
+    thinking: str = AUTO,
     overlap: bool = False,
     trace: str | PathLike[str] | None = None,
     calibration_text: str | PathLike[str] | None = None,
@@ -314,6 +315,7 @@ def load_pair(
         draft_vocab: the drafter proposes ids below this only, so that its output head is smaller; None: all.
         graphs: "on": short forwards in static shapes through torch.compile, on CUDA as graphs; "auto": on CUDA; "off".
         compile: the same as graphs="on".
+        thinking: "on" or "off", for chat templates that have this switch; "auto": their own default.
         overlap: start the drafter in a separate process, so that `DecodeConfig(overlap=True)` can draft ahead.
         trace: a new file for the rounds of all generations and the drafter's layer similarities (pdevis.simulate).
         calibration_text: file of plain text on which static schedules are chosen; None: a text of the package.
@@ -331,12 +333,9 @@ def load_pair(
         profile.use_threads()
     devices = {"target_device": target_device or device, "draft_device": draft_device or device}
     formats = {"target_precision": target_precision, "draft_precision": draft_precision, "draft_vocab": draft_vocab}
-    mode = draft.mode if draft else "auto"
-    return _load(
-        PairSpec(target, drafter, mode=mode, overlap=overlap, graphs="on" if compile else graphs, **devices, **formats),
-        draft,
-        _LoadOptions(profile, trace, calibration_text, on_progress or (lambda line: None)),
-    )
+    ways = {"overlap": overlap, "graphs": "on" if compile else graphs, "thinking": thinking}
+    spec = PairSpec(target, drafter, mode=draft.mode if draft else AUTO, **devices, **formats, **ways)
+    return _load(spec, draft, _LoadOptions(profile, trace, calibration_text, on_progress or (lambda line: None)))
 
 
 @dataclass(frozen=True)

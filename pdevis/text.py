@@ -27,6 +27,7 @@ Prompt = str | list[Message] | list[int]
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoded from the first bytes of a character
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte of a character that is not in the vocabulary
 CONTEXT = 16  # tokens
+THINKING_SWITCH = "enable_thinking"  # of chat templates, such as Qwen3's
 TEMPLATE_SECONDS = 5.0  # of CPU time; real templates need milliseconds
 LOCAL_DECODERS = ("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece")
 
@@ -184,6 +185,19 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, model: str) -> lis
     return list(apply_chat_template(tokenizer, parts, add_generation_prompt=True, return_dict=False))
 
 
+def set_thinking(tokenizer: Any, on: bool) -> None:
+    """Turn the thoughts of a model on or off in all prompts that this tokenizer's chat template makes from now on.
+
+    Raises:
+        ValueError: the chat template has no such switch.
+    """
+    templates = tokenizer.chat_template
+    texts = list(templates.values()) if isinstance(templates, dict) else [templates or ""]
+    if not any(THINKING_SWITCH in text for text in texts):
+        raise ValueError(f"thinking = {'on' if on else 'off'!r}: this model's chat template has no switch for thoughts")
+    tokenizer.template_options = {THINKING_SWITCH: on}
+
+
 def check_ids(ids: list[int], vocab_size: int, context_length: int) -> None:
     """Check that a model can continue a prompt.
 
@@ -215,6 +229,7 @@ def apply_chat_template(tokenizer: Any, messages: list[Message], **options: Any)
             long on its own.
     """
     templates = tokenizer.chat_template
+    options = getattr(tokenizer, "template_options", {}) | options
     try:
         for template in templates.values() if isinstance(templates, dict) else [templates]:
             if isinstance(template, str) and _has_power(template):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -132,6 +133,51 @@ def compare_answers(answers: Sequence[Answer], greedy: bool) -> list[str]:
     return lines
 
 
+class WordWrap:
+    """Prints text piece by piece on a terminal, and breaks lines between words: a word appears when it is complete.
+
+    Letters of double width, such as Chinese ones, appear at once: a line may break between them.
+
+    Args:
+        console: a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._column = 0
+        self._has_wrapped = False  # at the start of a line that the text does not begin
+        self._word = Text()
+
+    def add(self, text: str, style: str) -> None:
+        """Append a piece of text."""
+        for letter in text:
+            if not letter.isspace():
+                self._word.append(letter, style)
+                if cell_len(letter) > 1 or self._word.cell_len >= self.console.width:
+                    self.flush()
+                continue
+            self.flush()
+            if letter == "\n" or self._column >= self.console.width:
+                self._print(Text("\n"))
+                self._column, self._has_wrapped = 0, letter != "\n"
+            elif not self._has_wrapped:
+                self._print(Text(letter))
+                self._column += 1
+
+    def flush(self) -> None:
+        """Print the word so far, on a new line if it does not fit on this one."""
+        if self._column and self._column + self._word.cell_len > self.console.width:
+            self._print(Text("\n"))
+            self._column = 0
+        if self._word:
+            self._print(self._word)
+            self._column += self._word.cell_len
+            self._word, self._has_wrapped = Text(), False
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, end="", soft_wrap=True)
+
+
 class AnswerDisplay:
     """Show the events of a session as they arrive.
 
@@ -146,6 +192,7 @@ class AnswerDisplay:
         self.notes = notes or console
         self.headings = headings
         self._line_is_open = False  # the cursor is after the last token of an answer
+        self._wrap: WordWrap | None = None  # of the answer that is being written, on a terminal
 
     def show(self, events: Generator[ChatEvent, None, Any]) -> ChatEvent | None:
         """Show all events; returns the last one.
@@ -171,7 +218,7 @@ class AnswerDisplay:
     def _show(self, event: ChatEvent) -> None:
         if isinstance(event, TokenWritten):
             self._line_is_open = True
-            print_token(self.console, event.token, colored=event.answer.method == "speculative")
+            self._show_token(event.token, colored=event.answer.method == "speculative")
             return
         self._end_line()
         match event:
@@ -186,7 +233,18 @@ class AnswerDisplay:
                 for line in compare_answers(answers, greedy):
                     print_line(self.notes, line, style="dim")
 
+    def _show_token(self, token: TokenEvent, *, colored: bool) -> None:
+        if not self.console.is_terminal:
+            print_token(self.console, token, colored=colored)
+            return
+        self._wrap = self._wrap or WordWrap(self.console)
+        style = SOURCE_STYLES[token.source] if colored else ""
+        self._wrap.add(token.text.translate(CONTROL_CHARACTERS), style)
+
     def _end_line(self) -> None:
+        if self._wrap:
+            self._wrap.flush()
+            self._wrap = None
         if self._line_is_open:
             self._line_is_open = False
             self.console.out("", highlight=False)

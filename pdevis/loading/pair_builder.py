@@ -33,8 +33,10 @@ from pdevis.models.stack import DecoderStack
 from pdevis.models.static.start import GRAPHS
 from pdevis.parallel.torchrun.process_group import RankChannel, Ranks, start_ranks, under_torchrun
 from pdevis.parallel.torchrun.tensor_parallel import TensorParallel
+from pdevis.text import set_thinking
 from pdevis.util.validation import ModelLoadError, check_integer, check_one_of
 
+THINKING = ("auto", "on", "off")
 SELF = "self"  # as a drafter: the target's own weights
 SUPPORTED = f"{', '.join(FAMILIES)} with full attention"
 
@@ -62,9 +64,11 @@ class PairSpec:
     draft_vocab: int | None = None
     overlap: bool = False
     graphs: str = AUTO
+    thinking: str = AUTO
 
     def __post_init__(self) -> None:
         check_one_of("graphs", self.graphs, GRAPHS)
+        check_one_of("thinking", self.thinking, THINKING)
         check_one_of("target_precision", self.target_precision, PRECISIONS)
         check_one_of("draft_precision", self.draft_precision, PRECISIONS)
         if self.draft_vocab is not None:
@@ -271,6 +275,8 @@ def build_pair(spec: PairSpec, on_progress: Progress) -> BuiltPair:
         on_progress = _ignore
     target_spec, draft_spec = _find_models(spec, placement, on_progress)
     tokenizer = _read_tokenizer(target_spec, draft_spec)
+    if spec.thinking != AUTO:
+        set_thinking(tokenizer, spec.thinking == "on")
     if placement.target_cores:
         use_cores(placement.target_cores)
     channel = RankChannel(placement.multi_device) if isinstance(placement.multi_device, Ranks) else None

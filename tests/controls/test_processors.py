@@ -170,3 +170,8 @@ def test_log_probabilities_are_the_targets(pair_and_model):
         assert [token for token, _ in event.logprob.top] == best.indices.tolist()
         assert [value for _, value in event.logprob.top] == pytest.approx(best.values.tolist(), abs=1e-4)
     assert next(pairs[1].stream([5], DecodeConfig(max_new_tokens=2, eos_ids=()))).logprob is None
+
+
+def test_settings_can_be_keys():
+    one = DecodeConfig(logit_bias={1: 2.0}, processors=[len], stop=("x",))
+    assert {one: 1}[DecodeConfig(logit_bias={1: 2.0}, processors=[len], stop=("x",))] == 1

@@ -289,6 +289,7 @@ def _settings(args: argparse.Namespace, dataset: Path, decode: DecodeConfig) -> 
         "dataset_sha256": sha256(dataset),
         "code_sha256": sha256(args.code_path),
         **{name: getattr(args, name) for name in names},
+        **({"thinking": args.thinking} if args.thinking else {}),
         "draft_mode": draft.pop("mode"),
         **draft,
         **{
