@@ -1,4 +1,4 @@
-"""Compare ways in which torch's threads wait for each other, on a quiet machine and beside another busy process.
+"""Compare ways in which torch's threads wait for each other, on a quiet machine and next to a busy process.
 
     python tools/bench_waiting.py                                # the embedded model, some minutes
     python tools/bench_waiting.py --policies none,passive,spin:1000 --rounds 5
@@ -106,14 +106,18 @@ def run(args: Namespace) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--model", default=DEFAULT_TARGET, help="target, drafting for itself (default: %(default)s)")
     add("--policies", type=comma_list(str), default=DEFAULT_POLICIES, metavar="LIST", help="the first is the reference")
     add("--length", type=positive_int, default=48, metavar="N", help="new tokens (default: %(default)s)")
     add("--rounds", type=positive_int, default=3, metavar="N", help="of all policies (default: %(default)s)")
-    return run_main(run, parser.parse_args(argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -80,5 +80,4 @@ class Task(Protocol):
 
 def unfinished_note(count: int, answers: int) -> str:
     """Sentence on the answers of a method that `UNFINISHED` counts."""
-    ends = f"{count} of {answers} answers end inside a thought and count as no answer"
-    return f"{ends}: a longer --gen_len lets them end, --thinking off leaves thoughts out if the model can"
+    return f"{count} of {answers} answers end inside a thought and count as no answer: a longer --gen_len lets them end"
