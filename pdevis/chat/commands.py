@@ -117,10 +117,7 @@ def _setting(
     def run(chat: Chat, argument: str) -> None:
         session, drafting = chat.session, config is DraftConfig
         if argument:
-            try:
-                value = parse_value(config, name, convert, argument)
-            except ValueError as error:
-                raise ValueError(f"/{command}: {error}") from None
+            value = _about(f"/{command}", lambda: parse_value(config, name, convert, argument))
             if drafting:
                 with progress_on_stderr(f"{command} {argument}") as session.pair.on_progress:  # may choose a schedule
                     session.set_draft(**{name: value})
@@ -211,10 +208,7 @@ def _set(chat: Chat, argument: str) -> None:
         hint = f"did you mean {match}?" if name and match else f"must be one of {', '.join(SETTINGS)}"
         raise ValueError(f"/set {name}: {hint}" if name else f"/set NAME VALUE: NAME {hint}")
     if value.strip():
-        try:
-            parsed = parse_value(DecodeConfig, name, SETTINGS[name], value.strip())
-        except ValueError as error:
-            raise ValueError(f"/set {name}: {error}") from None
+        parsed = _about(f"/set {name}", lambda: parse_value(DecodeConfig, name, SETTINGS[name], value.strip()))
         chat.session.set_decode(**{name: parsed})
     render.print_line(chat.console, f"{name} is {getattr(chat.session.decode, name)}")
 

@@ -50,8 +50,13 @@ def print_token(console: Console, token: TokenEvent, colored: bool = True) -> No
         console.file.write(token.text)
         console.file.flush()
         return
-    style = SOURCE_STYLES[token.source] if colored else None
-    console.out(token.text.translate(CONTROL_CHARACTERS), style=style, highlight=False, end="")
+    text, style = style_token(token, colored)
+    console.out(text, style=style or None, highlight=False, end="")
+
+
+def style_token(token: TokenEvent, colored: bool) -> tuple[str, str]:
+    """Return the text of a token as a terminal may get it, and its style, which is empty if not `colored`."""
+    return token.text.translate(CONTROL_CHARACTERS), SOURCE_STYLES[token.source] if colored else ""
 
 
 def format_percent(value: float | None) -> str:
@@ -238,8 +243,7 @@ class AnswerDisplay:
             print_token(self.console, token, colored=colored)
             return
         self._wrap = self._wrap or WordWrap(self.console)
-        style = SOURCE_STYLES[token.source] if colored else ""
-        self._wrap.add(token.text.translate(CONTROL_CHARACTERS), style)
+        self._wrap.add(*style_token(token, colored))
 
     def _end_line(self) -> None:
         if self._wrap:

@@ -33,7 +33,8 @@ class Verifier:
         """Run one forward over G + 1 tokens, then accept or correct. An empty draft makes this plain decoding."""
         ids = torch.tensor([confirmed[-1], *draft.ids], device=self.model.device)
         raw = self.model.forward(ids)  # [G + 1, V]
-        logits = process(sampler.config, [*confirmed, *draft.ids], raw)
+        # most generations have no processors, and then need no copy of the text
+        logits = process(sampler.config, [*confirmed, *draft.ids], raw) if sampler.config.processors else raw
         if sampler.config.greedy:
             verdict = accept_greedy(ids[1:], logits)
         else:

@@ -49,7 +49,6 @@ class KVCache:
         self._max_tokens = max_tokens
         self._entry_shape, self._options = (2 * kv_heads, head_dim), {"dtype": dtype, "device": device}
         self.storage = torch.zeros(sum(layers), 0, *self._entry_shape, **self._options)
-        self.rows: list[Tensor] = []  # views of the storage, one per layer on this device: [C, 2K, D] each
         self._views: dict[range, tuple[Tensor, Tensor, Tensor]] = {}
 
     def write(self, layers: range, start: int, end: int, entries: Tensor) -> None:
@@ -93,7 +92,7 @@ class KVCache:
         capacity = max(INITIAL_CAPACITY, tokens, min(2 * self.capacity, self._max_tokens))
         grown = torch.zeros(len(self.storage), capacity, *self._entry_shape, **self._options)
         grown[:, : self.length] = self.storage[:, : self.length]
-        self.storage, self.rows, self._views, self.capacity = grown, list(grown), {}, capacity
+        self.storage, self._views, self.capacity = grown, {}, capacity
         self.version += 1
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
 import torch
 
+from pdevis.decoding.clock import Clock
 from pdevis.models.layers import StackWeights
 from pdevis.models.linear import DenseLinear
 
@@ -20,11 +20,9 @@ COPIES = 12
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     """Return the seconds that some work takes, with the device synchronised at both ends."""
-    _wait(device)
-    start = time.perf_counter()
+    clock = Clock(device)
     work()
-    _wait(device)
-    return time.perf_counter() - start
+    return clock.lap()
 
 
 def interleaved_medians(works: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int) -> dict[str, float]:
@@ -55,8 +53,3 @@ def bytes_per_token(weights: StackWeights) -> int:
         linears += [layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down]
     assert all(isinstance(linear, DenseLinear) for linear in linears), "formats with plain matrices only"
     return sum(linear.weight.nbytes for linear in linears)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

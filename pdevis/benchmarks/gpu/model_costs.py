@@ -12,13 +12,17 @@ from typing import Any
 import torch
 
 from pdevis.benchmarks.gpu.device_times import bytes_per_token, interleaved_medians
-from pdevis.benchmarks.speed.baselines import transformers_dtype
+from pdevis.benchmarks.speed.baselines import (
+    load_transformers_target,
+    transformers_dtype,
+    transformers_generate,
+)
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.verifier import Verifier
 from pdevis.drafting.drafter import Drafter
 from pdevis.generation import DecodeStats
-from pdevis.loading.checkpoint import find_source, read_config, read_model
+from pdevis.loading.checkpoint import find_source, read_config
 from pdevis.loading.model_builder import LoadSpec, build_model
 from pdevis.models.stack import DecoderStack
 from pdevis.models.static.start import count_differing_rows, start_graphs, use_static_shapes
@@ -26,6 +30,7 @@ from pdevis.models.static.start import count_differing_rows, start_graphs, use_s
 CONTEXT = 64  # tokens of the prompt
 DRAFT = 8  # steps whose time is the difference of a draft of 9 tokens and of one
 DEPTHS = (1.5, 1.7)  # serial layers of the exact drafter over those of a static schedule
+STATIC_CACHE_TOKENS = 32  # that transformers writes per timing, on CUDA with its compiled static cache
 KEPT_LAYERS = 2  # first layers that stay alone
 
 
@@ -88,7 +93,9 @@ def drafter_costs(key: str, device: torch.device, *, bandwidth: float, repeats: 
     if peer:
         del stack
         free_memory()
-        steps["transformers, static cache"] = _transformers_step_seconds(key, device)
+        steps["transformers, static cache"] = _transformers_seconds(
+            key, device, STATIC_CACHE_TOKENS, repeats=3, cache_implementation="static"
+        )
     described = {}
     for name, seconds in steps.items():
         depth = float(name.split()[1].rstrip("x,")) if name.startswith("static") else 1.0
@@ -112,27 +119,16 @@ def _step_seconds(stack: DecoderStack, rule: DraftConfig, repeats: int) -> float
     return (times["all"] - times["one"]) / DRAFT
 
 
-def _transformers_step_seconds(key: str, device: torch.device) -> float:
-    """Return the seconds per token of transformers' generate with its static cache, which it compiles on CUDA."""
-    model = read_model(find_source(f"random:{key}"), getattr(torch, transformers_dtype(device)), device)
-    ids = torch.randint(model.config.vocab_size, (1, CONTEXT), device=device)
-
-    def generate(count: int) -> None:
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            cache_implementation="static",
-            pad_token_id=0,
-        )
-
-    few, many = 2, 34
-    # the longest first: the cache keeps its length then, and the model is compiled once
-    works = {"many": lambda: generate(many), "few": lambda: generate(few)}
-    times = interleaved_medians(works, device, repeats=3)
-    return (times["many"] - times["few"]) / (many - few)
+def _transformers_seconds(key: str, device: torch.device, length: int, *, repeats: int, **options: Any) -> float:
+    """Return the seconds per token of transformers' generate, without the prompt; `options` are those of `generate`."""
+    model, _ = load_transformers_target(f"random:{key}", device)
+    decode = transformers_generate(model, **options)
+    ids = torch.randint(model.config.vocab_size, (CONTEXT,)).tolist()
+    few = 2
+    # the longest first: a static cache keeps its length then, and the model is compiled once
+    works = {"many": lambda: decode(ids, few + length), "few": lambda: decode(ids, few)}
+    times = interleaved_medians(works, device, repeats)
+    return (times["many"] - times["few"]) / length
 
 
 def target_costs(
@@ -156,7 +152,7 @@ def target_costs(
     if peer:
         del stack, works
         free_memory()
-        peer_seconds = _transformers_decode_seconds(key, device, length)
+        peer_seconds = _transformers_seconds(key, device, length, repeats=2)
     return {
         "floor_ms": 1e3 * floor,
         "notes": notes,
@@ -189,27 +185,6 @@ def _verification(stack: DecoderStack, prompt: list[int], tokens: int) -> Any:
         stack.forward(ids).argmax(-1).tolist()
 
     return verify
-
-
-def _transformers_decode_seconds(key: str, device: torch.device, length: int) -> float:
-    """Return the seconds per token of transformers' generate with its defaults."""
-    model = read_model(find_source(f"random:{key}"), getattr(torch, transformers_dtype(device)), device)
-    ids = torch.randint(model.config.vocab_size, (1, CONTEXT), device=device)
-
-    def generate(count: int) -> None:
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            pad_token_id=0,
-        )
-
-    few = 2
-    works = {"many": lambda: generate(few + length), "few": lambda: generate(few)}
-    times = interleaved_medians(works, device, repeats=2)
-    return (times["many"] - times["few"]) / length
 
 
 def free_memory() -> None:

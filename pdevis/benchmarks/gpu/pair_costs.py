@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pdevis.benchmarks.gpu.model_costs import free_memory, pairs_schedule, prompt_ids
-from pdevis.benchmarks.runs.lossless_check import first_difference
+from pdevis.benchmarks.gpu.model_costs import pairs_schedule, prompt_ids
+from pdevis.benchmarks.runs.lossless_check import compare_turns, count_matches
 from pdevis.benchmarks.synthetic import drawn_acceptance
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats
@@ -58,7 +58,6 @@ def pair_speeds(
         return {"notes": notes, **_pair_rows(pair, device, acceptances, gammas, length)}
     finally:
         pair.close()
-        free_memory()
 
 
 def _pair_rows(
@@ -99,19 +98,21 @@ def exactness(key: str, device: torch.device, *, prompts: int, length: int) -> d
     """
     pair = load_pair(f"random:{key}", device=str(device), draft=DraftConfig("exact"))
     config = DecodeConfig(max_new_tokens=length, eos_ids=())
-    found = {"prompts": prompts, "equal": 0, "near_ties": 0, "real_differences": 0}
-    accepted = drafted = 0
+    blocks, speculative = [], []
     for number in range(prompts):
         ids = prompt_ids(pair.target, 16 + number, seed=number)
-        plain = pair.generate(ids, config, "target").ids
-        written = pair.generate(ids, config)
-        accepted, drafted = accepted + written.stats.accepted, drafted + written.stats.drafted
-        difference = first_difference(pair, ids, plain, written.ids)
-        kind = "equal" if difference is None else "near_ties" if difference["near_tie"] else "real_differences"
-        found[kind] += 1
+        plain, written = (pair.generate(ids, config, method) for method in ("target", "speculative"))
+        blocks.append(compare_turns(pair, [ids], [plain], [written]))
+        speculative.append(written.stats)
     pair.close()
-    free_memory()
-    return found | {"acceptance_rate": accepted / drafted}
+    counts = count_matches(blocks)
+    return {
+        "prompts": prompts,
+        "equal": counts["equal"],
+        "near_ties": counts["near_tie"],
+        "real_differences": counts["different"],
+        "acceptance_rate": DecodeStats.sum(speculative).acceptance_rate,
+    }
 
 
 def embedded_on_both(device: torch.device, *, prompts: int, length: int) -> dict[str, Any]:

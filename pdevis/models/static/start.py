@@ -88,12 +88,11 @@ def start_pair_graphs(pair: Any, graphs: str, on_progress: Callable[[str], None]
 
 @torch.inference_mode()
 def _run_all_widths(stack: DecoderStack) -> None:
-    stack.rewind(0)
     stack.tokens = []
     try:
         for width in stack.static.widths:
-            stack.run_static(torch.zeros(width, dtype=torch.long, device=stack.device))
             stack.rewind(0)
+            stack.run_static(torch.zeros(width, dtype=torch.long, device=stack.device))
     finally:
         stack.rewind(0)
 
