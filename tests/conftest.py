@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import shutil
 import signal
@@ -16,6 +17,9 @@ from transformers.utils import logging
 from helpers.tiny_models import ARCHITECTURES, make_model, make_tokenizer
 from pdevis.loading.embedded import prepare
 from pdevis.util.validation import ModelLoadError
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels run on CPU
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,11 @@ from helpers.tiny_models import DENSE
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.loading.checkpoint import find_source, read_config, read_model
 from pdevis.loading.model_builder import LoadSpec, build_model
+from pdevis.loading.weights.weight_reader import read_weights
+from pdevis.models.stack import DecoderStack
+from pdevis.models.static import fused_forward
 from pdevis.models.static.start import count_differing_rows
+from pdevis.models.static.static_forward import StaticForward
 from pdevis.pair import load_pair
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -30,7 +34,8 @@ RULES = [
     DraftConfig("parallel", 0.3),
 ]
 STATIC = DraftConfig("parallel", check="static", schedule="0,1+2,3+4,5")
-CUDA = {"device": "cuda:0", "target_precision": "float32", "draft_precision": "float32"}
+CUDA = {"device": "cuda:0", "target_precision": "bfloat16", "draft_precision": "bfloat16"}
+FLOAT32 = {"device": "cuda:0", "target_precision": "float32", "draft_precision": "float32"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +88,7 @@ def test_drafter_in_a_separate_process_drafts_ahead(tiny_folder, rule):
 
 def test_drafter_on_cpu_cores_with_a_target_on_the_gpu(tiny_folder):
     folder = str(tiny_folder("llama", layers=6))
-    options = CUDA | {"device": None, "target_device": "cuda:0", "draft_device": "cpu:0,cpu:1"}
+    options = FLOAT32 | {"device": None, "target_device": "cuda:0", "draft_device": "cpu:0,cpu:1"}
     pair = load_pair(folder, folder, overlap=True, draft=DraftConfig("parallel", 0.3), **options)
     try:
         expected = pair.generate(IDS, GREEDY, "target").ids
@@ -95,22 +100,40 @@ def test_drafter_on_cpu_cores_with_a_target_on_the_gpu(tiny_folder):
 @pytest.mark.parametrize("rule", [RULES[0], STATIC], ids=["exact", "static"])
 def test_graphs_give_the_same_ids(tiny_folder, rule):
     folder = str(tiny_folder("llama", layers=6))
-    eager = load_pair(folder, folder, graphs="off", draft=rule, **CUDA)
+    eager = load_pair(folder, folder, graphs="off", draft=rule, **FLOAT32)
     notes: list[str] = []
-    fast = load_pair(folder, folder, graphs="on", draft=rule, on_progress=notes.append, **CUDA)
-    assert fast.target.static, notes
-    assert fast.drafter.static, notes
+    fast = load_pair(folder, folder, graphs="on", draft=rule, on_progress=notes.append, **FLOAT32)
+    for stack in (fast.target, fast.drafter):
+        assert stack.static.backend == "compiled", notes
     for config in (GREEDY, replace(GREEDY, gamma=1), replace(GREEDY, gamma=15, max_new_tokens=60)):
         assert fast.generate(IDS, config).ids == eager.generate(IDS, config).ids
+
+
+@pytest.mark.parametrize("longest_undivided", [1024, 32])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("arch", DENSE)
+def test_fused_kernels_compute_what_the_stack_computes(tiny_model, monkeypatch, arch, precision, longest_undivided):
+    monkeypatch.setattr(fused_forward, "MAX_UNDIVIDED", longest_undivided)
+    model = tiny_model(arch, layers=2, dtype=torch.float32, hidden_size=1024, initializer_range=0.05).to("cuda:0")
+    weights = read_weights(model, precision, torch.device("cuda:0"))
+    plain, fast = DecoderStack(weights), DecoderStack(weights)
+    fast.static = StaticForward(fast, (1, 2, 6, 16), backend="fused")
+    with torch.inference_mode():
+        for tokens in (400, 1, 2, 5, 6, 16, 1):
+            ids = torch.randint(0, 256, (tokens,), device="cuda:0")
+            expected, found = plain.forward(ids).float(), fast.forward(ids).float()
+            assert (found - expected).norm() < 0.1 * expected.norm()
+    assert fast.static.backend == "fused"
+    fast.static = StaticForward(fast, (16,), backend="fused")
+    assert count_differing_rows(fast) == 0
 
 
 @pytest.mark.parametrize("arch", DENSE)
 def test_greedy_text_is_bit_exact_in_bfloat16(tiny_folder, arch):
     folders = [str(tiny_folder(arch, layers=6, seed=seed, max_position_embeddings=1024)) for seed in (0, 1)]
-    bfloat16 = {"device": "cuda:0", "target_precision": "bfloat16", "draft_precision": "bfloat16"}
     random = torch.Generator().manual_seed(0)
     for drafter in folders:
-        pair = load_pair(folders[0], drafter, draft=RULES[0], **bfloat16)
+        pair = load_pair(folders[0], drafter, draft=RULES[0], **CUDA)
         assert count_differing_rows(pair.target) == 0
         for length in (3, 60, 500):  # the last text crosses the end of a block of the cache
             ids = torch.randint(0, 256, (length,), generator=random).tolist()

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from pdevis.models.causal_lm import argmax_logprob
+from pdevis.models.linear import DenseLinear
+from pdevis.models.static.fused_forward import FusedChoice
 from pdevis.models.static.graphs import Graph
 from pdevis.models.static.static_forward import Block, StaticForward
 
@@ -83,6 +85,14 @@ class DraftLoop:
         self._choice = None
         self._steps.clear()
 
+    def _make_choice(self) -> Callable[[], None]:
+        """Return the choice as a function, in fused kernels if forwards run in them."""
+        if self.forward.backend != "fused" or not isinstance(self.stack.weights.head, DenseLinear):
+            return self._choose
+        state = {"token": self._token, "position": self._position, "slot": self._slot, "found": self._found}
+        fused = FusedChoice(self.stack.weights, self.vocab, **state)
+        return lambda: fused(self._hidden)
+
     def _choose(self) -> None:
         """Choose the token after the hidden state, store it, and step to the next position."""
         logits = self.stack.logits(self._hidden)[0, : self.vocab]
@@ -94,7 +104,7 @@ class DraftLoop:
         self._position.add_(1)
 
     def _capture_choice(self) -> Graph:
-        self._choice = self.forward.record(lambda: self._choose, lambda: self._slot.fill_(0))
+        self._choice = self.forward.record(self._make_choice, lambda: self._slot.fill_(0))
         return self._choice
 
     def _step(self, blocks: tuple[Block, ...], attended: int, position: int) -> Graph:
@@ -107,11 +117,11 @@ class DraftLoop:
             inputs = self.forward.inputs(attended)
 
             def make_work() -> Callable[[], None]:
-                function = self.forward.function(blocks, 1)
+                function, choose = self.forward.function(blocks, 1), self._make_choice()
 
                 def work() -> None:
                     self._hidden.copy_(function(self._token, self._position, *inputs))
-                    self._choose()
+                    choose()
 
                 return work
 

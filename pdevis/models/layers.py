@@ -45,6 +45,7 @@ class UnitRMSNorm:
     """x / sqrt(|x|^2 + eps size): an RMS norm whose weight and factor sqrt(size) are folded into the next matrix."""
 
     def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device | None = None) -> None:
+        self.size, self.eps = size, eps
         self.sqrt_eps = torch.tensor(
             (eps * size) ** 0.5, dtype=torch.promote_types(dtype, torch.float32), device=device
         )

@@ -39,7 +39,7 @@ FORMATS = ["float64", "float32", pytest.param("int8", marks=pytest.mark.skipif(n
 def stack_of(model: Any, precision: str = "float64", *, static: bool = False) -> DecoderStack:
     stack = DecoderStack(read_weights(model, precision, CPU, drafter=True), batch_invariant=False)
     if static:
-        stack.static = StaticForward(stack, DRAFTER_WIDTHS, compiled=False)
+        stack.static = StaticForward(stack, DRAFTER_WIDTHS, backend="eager")
     return stack
 
 

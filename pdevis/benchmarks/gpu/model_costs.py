@@ -87,7 +87,7 @@ def drafter_costs(key: str, device: torch.device, *, bandwidth: float, repeats: 
     steps = {"exact, eager": _step_seconds(stack, rules["exact"], repeats)}
     start_graphs(stack, "drafter", notes.append)
     if stack.static is None and device.type != "cuda":
-        use_static_shapes(stack, "drafter", compiled=False)
+        use_static_shapes(stack, "drafter", backend="eager")
     for name, rule in rules.items():
         steps[f"{name}, graphs" if stack.static else f"{name}, no graphs"] = _step_seconds(stack, rule, repeats)
     if peer:

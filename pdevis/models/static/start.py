@@ -10,7 +10,8 @@ import torch
 
 from pdevis.config import DecodeConfig
 from pdevis.models.stack import DecoderStack
-from pdevis.models.static.static_forward import CPU_WIDTHS, DRAFTER_WIDTHS, TARGET_WIDTHS, StaticForward
+from pdevis.models.static.fused_forward import unsupported
+from pdevis.models.static.static_forward import BACKENDS, CPU_WIDTHS, DRAFTER_WIDTHS, TARGET_WIDTHS, StaticForward
 from pdevis.util.validation import first_line
 
 GRAPHS = ("auto", "on", "off")
@@ -23,16 +24,16 @@ def uses_graphs(graphs: str, device: torch.device) -> bool:
     return graphs == "on" or (graphs == "auto" and device.type == "cuda")
 
 
-def use_static_shapes(stack: DecoderStack, role: str, *, compiled: bool = True) -> None:
+def use_static_shapes(stack: DecoderStack, role: str, *, backend: str = "compiled") -> None:
     """Let a stack run its short forwards in static shapes from now on. Makes nothing yet.
 
     Args:
         stack: with all layers on one device.
         role: "target" or "drafter".
-        compiled: run functions through torch.compile.
+        backend: as for `StaticForward`.
     """
     widths = (TARGET_WIDTHS if role == "target" else DRAFTER_WIDTHS) if stack.device.type == "cuda" else CPU_WIDTHS
-    stack.static = StaticForward(stack, widths, compiled=compiled)
+    stack.static = StaticForward(stack, widths, backend=backend)
 
 
 def set_up_static_shapes(stack: DecoderStack, role: str, on_progress: Callable[[str], None]) -> None:
@@ -46,21 +47,24 @@ def set_up_static_shapes(stack: DecoderStack, role: str, on_progress: Callable[[
 def start_graphs(stack: DecoderStack, role: str, on_progress: Callable[[str], None]) -> None:
     """Compile and capture a stack's forwards on a GPU now, so that the first answer does not wait for it.
 
-    If torch.compile fails, graphs are captured without it; if that fails too, forwards run eagerly. Both are reported.
+    If one backend fails, the next one is tried; if all do, forwards run without graphs. Each failure is reported.
     """
-    for compiled in (True, False):
-        use_static_shapes(stack, role, compiled=compiled)
-        on_progress(f"capturing the {role}'s graphs{' (torch.compile)' if compiled else ''}")
+    use_static_shapes(stack, role)
+    usable = [name for name in BACKENDS if name != "fused" or not unsupported(stack.weights, stack.static.exact)]
+    for backend, other in zip(usable, [*usable[1:], None]):
+        use_static_shapes(stack, role, backend=backend)
+        on_progress(f"capturing the {role}'s graphs ({BACKENDS[backend]})")
         start = time.perf_counter()
         try:
             _run_all_widths(stack)
         except Exception as error:
-            without = "graphs are captured without it" if compiled else "its forwards run without graphs"
-            what = "torch.compile fails for" if compiled else "no graphs can be captured of"
-            on_progress(f"note: {what} the {role} ({type(error).__name__}: {first_line(error)}): {without}")
+            remedy = f"{BACKENDS[other]} instead" if other else "its forwards run without graphs"
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            on_progress(f"note: no graphs of the {role} with {BACKENDS[backend]} ({reason}): {remedy}")
             stack.static = None
         else:
-            on_progress(f"note: the {role}'s graphs took {time.perf_counter() - start:.0f} s")
+            ready = BACKENDS[stack.static.backend]
+            on_progress(f"note: the {role}'s graphs ({ready}) took {time.perf_counter() - start:.0f} s")
             return
 
 

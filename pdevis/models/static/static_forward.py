@@ -2,8 +2,9 @@
 
 A forward of T tokens runs as one of the next larger width: tokens after the T-th are padding, and so are their cache
 entries. Positions are a tensor, and attention covers a block of the cache, a power of two long, under a mask. So a
-forward can be compiled and captured as a graph. torch.compile gets one layer at a time: layers of one shape share their
-code, so that compiling takes seconds. Products of other libraries are opaque to it: one operator looks them up.
+forward can be captured as a graph. Layers run through the fused kernels on CUDA (fused_forward.py), or through
+torch.compile, or as they are. torch.compile gets one layer at a time: layers of one shape share their code, so that
+compiling takes seconds. Products of other libraries are opaque to it: one operator looks them up.
 
 A target has a single width. Every forward after the prompt then uses the same kernels in the same shapes, whether it
 verifies a draft or decodes plainly, so that a token has the same bits in both.
@@ -31,12 +32,15 @@ from pdevis.models.layers import MLP, Attention
 from pdevis.models.linear import DenseLinear, Linear
 from pdevis.models.rotation import RotatedInputLinear
 from pdevis.models.stack import DecoderStack
+from pdevis.models.static.fused_forward import make_fused_function, unsupported
 from pdevis.models.static.graphs import Graph, make_graph
 from pdevis.util.validation import DraftingWarning, first_line
 
 TARGET_WIDTHS = (16,)  # one tile of a GPU's matrix units: drafts of up to 15 tokens
 DRAFTER_WIDTHS = (1, 2, 6, 16)  # a draft step; the first one of a round, over the tokens confirmed since the last
 CPU_WIDTHS = (1, 2, 6, 16)  # of both models: there each row costs time
+
+BACKENDS = {"fused": "fused kernels", "compiled": "torch.compile", "eager": "plain kernels"}  # the best first
 
 SPARE_WIDTHS = 2  # of the largest width, of space in the cache after a block, for padding and drafts
 MAX_VERSIONS = 64  # compiled versions of a layer's code in one process
@@ -86,14 +90,14 @@ class StaticForward:
     Args:
         stack: on one device, with all layers.
         widths: numbers of tokens, increasing.
-        compiled: run functions through torch.compile.
+        backend: one of `BACKENDS`, by which layers run; layers that the fused kernels do not support are compiled.
     """
 
-    def __init__(self, stack: DecoderStack, widths: Sequence[int], *, compiled: bool) -> None:
+    def __init__(self, stack: DecoderStack, widths: Sequence[int], *, backend: str) -> None:
         self.stack = stack
         self.widths = tuple(widths)
         self.max_tokens = self.widths[-1]
-        self.compiled = compiled
+        self.backend = backend
         self.loops: dict[int, Any] = {}  # `DraftLoop` by vocabulary (drafting/draft_loop.py)
         self._exact: tuple[Block, ...] | None = None
         self._functions: dict[tuple[int, int], tuple[tuple[Block, ...], Forward]] = {}
@@ -162,7 +166,11 @@ class StaticForward:
         """Return the function of forwards over T = `width` tokens."""
         key = (id(blocks), width)  # which the value keeps alive
         if key not in self._functions:
-            self._functions[key] = (blocks, make_function(self.stack, blocks, compiled=self.compiled))
+            if self.backend == "fused" and unsupported(self.stack.weights, blocks) is None:
+                function = make_fused_function(self.stack.weights, blocks)
+            else:
+                function = make_function(self.stack, blocks, compiled=self.backend != "eager")
+            self._functions[key] = (blocks, function)
         return self._functions[key][1]
 
     def inputs(self, attended: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,25 +195,27 @@ class StaticForward:
         return captured
 
     def record(self, make_work: Callable[[], Callable[[], Any]], prepare: Callable[[], None]) -> Graph:
-        """Return a graph of some work; if it fails under torch.compile, nothing is compiled from then on.
+        """Return a graph of some work; if it fails, the next best backend is used from then on.
 
         Args:
             make_work: makes the work, with functions of `function`.
             prepare: as for `Graph.capture`.
         """
-        graph = make_graph(self.stack.device)
-        try:
-            graph.capture(make_work(), prepare)
-        except Exception as error:
-            if not self.compiled:
-                raise
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            warnings.warn(f"torch.compile fails ({reason}): forwards run without it", DraftingWarning, stacklevel=2)
-            self.compiled = False
-            self._functions.clear()
+        while True:
             graph = make_graph(self.stack.device)
-            graph.capture(make_work(), prepare)
-        return graph
+            try:
+                graph.capture(make_work(), prepare)
+            except Exception as error:
+                failed, *others = list(BACKENDS)[list(BACKENDS).index(self.backend) :]
+                if not others:
+                    raise
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                text = f"forwards through {BACKENDS[failed]} fail ({reason}): {BACKENDS[others[0]]} from now on"
+                warnings.warn(text, DraftingWarning, stacklevel=2)
+                self.backend = others[0]
+                self._functions.clear()
+            else:
+                return graph
 
 
 def block_length(tokens: int, limit: int) -> int:
