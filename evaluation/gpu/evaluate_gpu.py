@@ -7,10 +7,10 @@
 
 Models have the published dimensions of catalog models and random weights (`random:KEY`). The parts, in this order: copy
 bandwidth; exactness of greedy text over 20 prompts; draft steps of four drafters (eager, in graphs, static schedules of
-1.5 and 1.7 times smaller depth, transformers' static cache) as share of the floor, which is bytes of weights over
-bandwidth; forwards of two targets over 1 to 16 tokens and their plain decoding; end-to-end speed of two pairs at drawn
-(SYNTHETIC) acceptance; on several GPUs the drafter beside the target, and lanes; the embedded model against the CPU,
-and with drafting ahead; the tests in tests/test_cuda.py.
+1.5 and 1.7 times smaller depth) as share of the floor, which is bytes of weights over bandwidth; forwards of two
+targets over 1 to 16 tokens and their plain decoding; end-to-end speed of two pairs at drawn (SYNTHETIC) acceptance; on
+several GPUs the drafter beside the target, and lanes; the embedded model against the CPU, and with drafting ahead; the
+tests in tests/test_cuda.py; two of the drafters under transformers with its static cache.
 
 OUTPUT is saved after each part, so that a run that is killed keeps what it has. A part that fails is reported in it,
 and the others go on.

@@ -49,6 +49,7 @@ class DraftLoop:
         self._token, self._position, self._slot = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(3))
         self._choice: Graph | None = None
         self._steps: dict[tuple[int, int], Graph] = {}
+        self._prepared: tuple[Block, ...] | None = None  # layers of first forwards that were captured in all widths
         self._cache_version = -1  # that the steps were captured with
         self._allot(MIN_SLOTS)
 
@@ -67,6 +68,10 @@ class DraftLoop:
             self._allot(gamma)
         choice = self._choice or self._capture_choice()
         step = self._step(blocks.further, attended, start + tokens) if gamma > 1 else None
+        # compiling all widths would take minutes
+        if blocks.first is not self._prepared and self.forward.backend != "compiled":
+            self.forward.capture_widths(blocks.first, start)
+            self._prepared = blocks.first
         hidden = self.forward.run(ids, start, blocks.first)
         self._hidden.copy_(hidden[tokens - 1 : tokens])
         self._position.fill_(start + tokens - 1)

@@ -43,10 +43,11 @@ def is_measured(part: dict[str, Any]) -> bool:
 def draft_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the cells of the table of draft steps."""
     rows = []
+    others = parts_of(result, "transformers")
     for key, part in parts_of(result, "drafter").items():
         exact = next((step["ms"] for name, step in part["steps"].items() if name.startswith("exact, ")), None)
         graphs = part["steps"].get("exact, graphs", {}).get("ms", exact)
-        for name, step in part["steps"].items():
+        for name, step in (part["steps"] | others.get(key, {"steps": {}})["steps"]).items():
             share = f"{100 * step['share_of_floor']:.0f} %" if step["depth"] == 1 else MISSING
             over = f"{graphs / step['ms']:.2f}" if graphs else MISSING
             rows.append((f"{key}, {name}", format_number(step["ms"], 3), share, over))

@@ -14,7 +14,7 @@ import torch
 
 from pdevis.benchmarks.gpu.device_times import copy_bandwidth
 from pdevis.benchmarks.gpu.gpu_report import BENCHMARK, is_measured, show_gpu
-from pdevis.benchmarks.gpu.model_costs import drafter_costs, free_memory, target_costs
+from pdevis.benchmarks.gpu.model_costs import drafter_costs, free_memory, target_costs, transformers_costs
 from pdevis.benchmarks.gpu.pair_costs import embedded_on_both, exactness, pair_speeds
 from pdevis.devices import find_device_slots
 from pdevis.util.console import StderrLog, make_console
@@ -25,7 +25,7 @@ from pdevis.util.validation import ModelLoadError, first_line
 DRAFTERS = ("qwen-0.6b", "llama-1b", "qwen-1.7b", "llama-3b")
 TARGETS = ("llama-8b", "qwen-8b")
 PAIRS = (("llama-8b", "llama-1b"), ("qwen-8b", "qwen-0.6b"))
-WITH_PEER = ("qwen-0.6b", "llama-1b", "llama-8b")  # compiling transformers' models takes a minute each
+WITH_TRANSFORMERS = ("qwen-0.6b", "llama-1b")  # compiling transformers' models takes a minute each, so they come last
 ACCEPTANCES, GAMMAS = (0.7, 0.8), (2, 4, 6, 8)
 TEST_FILE = Path("tests") / "test_cuda.py"
 TEST_SECONDS = 120
@@ -73,12 +73,15 @@ class GpuRun:
                 parts[name] = self._pair(*PAIRS[0], draft_device=devices)
         parts["embedded"] = lambda: embedded_on_both(self.device, prompts=2 if self.quick else 6, length=self.length)
         parts["tests"] = lambda: run_tests(self.root)
+        for key in WITH_TRANSFORMERS:
+            parts[f"transformers {key}"] = self._transformers(key)
         return parts
 
     def _drafter(self, key: str) -> Part:
-        return lambda: drafter_costs(
-            key, self.device, bandwidth=self.bandwidth, repeats=self.repeats, peer=key in WITH_PEER
-        )
+        return lambda: drafter_costs(key, self.device, bandwidth=self.bandwidth, repeats=self.repeats)
+
+    def _transformers(self, key: str) -> Part:
+        return lambda: transformers_costs(key, self.device, bandwidth=self.bandwidth)
 
     def _target(self, key: str) -> Part:
         return lambda: target_costs(
@@ -87,7 +90,7 @@ class GpuRun:
             bandwidth=self.bandwidth,
             repeats=self.repeats,
             length=self.length,
-            peer=key in WITH_PEER,
+            peer=key == TARGETS[0],
         )
 
     def _pair(self, target: str, drafter: str, *, draft_device: str | None = None) -> Part:

@@ -64,7 +64,7 @@ def prompt_ids(stack: DecoderStack, count: int = CONTEXT, seed: int = 0) -> list
     return torch.randint(stack.vocab_size, (count,), generator=generator).tolist()
 
 
-def drafter_costs(key: str, device: torch.device, *, bandwidth: float, repeats: int, peer: bool) -> dict[str, Any]:
+def drafter_costs(key: str, device: torch.device, *, bandwidth: float, repeats: int) -> dict[str, Any]:
     """Time a draft step of a drafter: eager, in graphs, and under static schedules in graphs.
 
     Args:
@@ -72,7 +72,6 @@ def drafter_costs(key: str, device: torch.device, *, bandwidth: float, repeats: 
         device: for the weights.
         bandwidth: of the device, bytes per second.
         repeats: of each measurement.
-        peer: time transformers' compiled static cache too.
 
     Returns:
         {"layers", "floor_ms" (bytes over bandwidth), "notes", "steps": {name: {"ms", "share_of_floor", "depth"}}}.
@@ -90,17 +89,26 @@ def drafter_costs(key: str, device: torch.device, *, bandwidth: float, repeats: 
         use_static_shapes(stack, "drafter", backend="eager")
     for name, rule in rules.items():
         steps[f"{name}, graphs" if stack.static else f"{name}, no graphs"] = _step_seconds(stack, rule, repeats)
-    if peer:
-        del stack
-        free_memory()
-        steps["transformers, static cache"] = _transformers_seconds(
-            key, device, STATIC_CACHE_TOKENS, repeats=3, cache_implementation="static"
-        )
     described = {}
     for name, seconds in steps.items():
         depth = float(name.split()[1].rstrip("x,")) if name.startswith("static") else 1.0
         described[name] = {"ms": 1e3 * seconds, "share_of_floor": floor / seconds, "depth": depth}
     return {"layers": layers, "floor_ms": 1e3 * floor, "notes": notes, "steps": described}
+
+
+def transformers_costs(key: str, device: torch.device, *, bandwidth: float) -> dict[str, Any]:
+    """Time a step of a drafter under transformers' `generate` with its static cache, which it compiles on CUDA.
+
+    Returns:
+        {"floor_ms", "steps": {name: {"ms", "share_of_floor", "depth"}}}, as `drafter_costs` does.
+    """
+    stack = load_random(key, "drafter", device)
+    floor = bytes_per_token(stack.weights) / bandwidth
+    del stack
+    free_memory()
+    seconds = _transformers_seconds(key, device, STATIC_CACHE_TOKENS, repeats=3, cache_implementation="static")
+    step = {"ms": 1e3 * seconds, "share_of_floor": floor / seconds, "depth": 1.0}
+    return {"floor_ms": 1e3 * floor, "steps": {"transformers, static cache": step}}
 
 
 def _step_seconds(stack: DecoderStack, rule: DraftConfig, repeats: int) -> float:

@@ -146,6 +146,14 @@ class StaticForward:
         captured.graph.replay()
         return captured.hidden
 
+    def capture_widths(self, blocks: tuple[Block, ...], start: int) -> None:
+        """Capture forwards of all widths at positions from `start` now, so that no later one waits for it."""
+        for width in self.widths:
+            attended = self.reserve(start, width)
+            key = (id(blocks), width, attended)
+            if key not in self._captured:
+                self._captured[key] = self._capture(blocks, start, width, attended)
+
     def reserve(self, start: int, tokens: int) -> int:
         """Provide for forwards over some tokens, and return the length S of the block that the last one attends to.
 

@@ -44,7 +44,7 @@ def run(monkeypatch, tmp_path, capsys) -> Any:
 
 
 def test_all_parts(run, tmp_path, capsys):
-    wanted = "bandwidth,exactness,drafter qwen-0.6b,drafter llama-3b,target,pair llama,tests"
+    wanted = "bandwidth,exactness,drafter llama-1b,drafter llama-3b,target,pair llama,tests,transformers llama"
     code, out, err = run("--parts", wanted)
     assert code == 0, err
     result = read_gpu(tmp_path / "gpu.json")
@@ -54,7 +54,7 @@ def test_all_parts(run, tmp_path, capsys):
     assert parts["exactness"]["acceptance_rate"] > 0.9, "the drafter has the target's weights"
     steps = parts["drafter llama-3b"]["steps"]
     assert [*steps] == ["exact, eager", "exact, graphs", "static 1.5x, graphs", "static 1.7x, graphs"]
-    assert "transformers, static cache" in parts["drafter qwen-0.6b"]["steps"]
+    assert [*parts["transformers llama-1b"]["steps"]] == ["transformers, static cache"]
     assert all(step["ms"] > 0 for step in steps.values())
     assert [*parts["target llama-8b"]["verify_ms"]] == ["1", "2", "4", "8", "16"]
     assert parts["target llama-8b"]["transformers_ms_per_token"] > 0
@@ -63,7 +63,13 @@ def test_all_parts(run, tmp_path, capsys):
     assert {(row["mode"], row["acceptance"]) for row in pair["rows"]} == {
         (mode, acceptance) for mode in ("exact", "static") for acceptance in (0.7, 0.8)
     }
-    for text in ("3 skipped", "llama-3b, static 1.7x, graphs", "SYNTHETIC", "4 equal to plain decoding's"):
+    for text in (
+        "3 skipped",
+        "llama-3b, static 1.7x, graphs",
+        "llama-1b, transformers, static cache",
+        "SYNTHETIC",
+        "4 equal to plain decoding's",
+    ):
         assert text in out
     check_summary(tmp_path, capsys)
 
