@@ -11,6 +11,7 @@ Shapes: N = tokens before a position, V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,13 +42,49 @@ class OccurrencePenalty:
         return logits - self.frequency * counts - self.presence * (counts > 0)
 
 
-def make_processors(config: DecodeConfig, *, prompt_tokens: int, device: torch.device) -> tuple[LogitsProcessor, ...]:
+class PerDevice:
+    """A processor of transformers that keeps tensors: one copy for each device, since target and drafter may differ.
+
+    Args:
+        make: returns the processor for a device; picklable, for a drafter in other processes.
+
+    Raises:
+        ValueError, TypeError: transformers refuses the values.
+    """
+
+    def __init__(self, make: Callable[[torch.device], Any]) -> None:
+        self._make = make
+        self._made = {torch.device("cpu"): make(torch.device("cpu"))}
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        device = logits.device
+        if device not in self._made:
+            self._made[device] = self._make(device)
+        return self._made[device](ids, logits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PerDevice, (self._make,)
+
+
+def _logit_bias(biases: dict[tuple[int, ...], float], device: torch.device) -> Any:
+    """Return transformers' processor, which keeps tensors of the first device on which it is called."""
+    from transformers.generation.logits_process import SequenceBiasLogitsProcessor
+
+    return SequenceBiasLogitsProcessor(dict(biases))
+
+
+def _min_new_tokens(prompt_tokens: int, count: int, eos_ids: list[int], device: torch.device) -> Any:
+    from transformers.generation.logits_process import MinNewTokensLengthLogitsProcessor
+
+    return MinNewTokensLengthLogitsProcessor(prompt_tokens, count, eos_ids, device)
+
+
+def make_processors(config: DecodeConfig, *, prompt_tokens: int) -> tuple[LogitsProcessor, ...]:
     """Return the processors that the settings ask for, in the order of transformers' `generate`, then the user's own.
 
     Args:
         config: with `eos_ids` set.
         prompt_tokens: length of the prompt.
-        device: of the logits.
 
     Raises:
         ValueError: a value that transformers refuses.
@@ -57,18 +94,17 @@ def make_processors(config: DecodeConfig, *, prompt_tokens: int, device: torch.d
     made: list[Any] = []
     try:
         if config.logit_bias:
-            made.append(
-                hf.SequenceBiasLogitsProcessor({(token,): float(bias) for token, bias in config.logit_bias.items()})
-            )
+            biases = {(token,): float(bias) for token, bias in config.logit_bias.items()}
+            made.append(PerDevice(partial(_logit_bias, biases)))
         if config.repetition_penalty != 1:
-            made.append(hf.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+            made.append(hf.RepetitionPenaltyLogitsProcessor(float(config.repetition_penalty)))
         if config.presence_penalty or config.frequency_penalty:
             made.append(OccurrencePenalty(config.presence_penalty, config.frequency_penalty, prompt_tokens))
         if config.min_new_tokens and config.eos_ids:
-            eos_ids = list(config.eos_ids)
-            made.append(hf.MinNewTokensLengthLogitsProcessor(prompt_tokens, config.min_new_tokens, eos_ids, device))
+            least = partial(_min_new_tokens, prompt_tokens, config.min_new_tokens, list(config.eos_ids))
+            made.append(PerDevice(least))
         if config.suppress_tokens:
-            made.append(hf.SuppressTokensLogitsProcessor(list(config.suppress_tokens), device))
+            made.append(hf.SuppressTokensLogitsProcessor(list(config.suppress_tokens)))  # moves its ids to the logits
     except (ValueError, TypeError) as error:
         raise ValueError(f"logits processors: {first_line(error)}") from error
     return (*made, *config.processors)

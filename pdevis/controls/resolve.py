@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from pdevis.config import DecodeConfig
 from pdevis.controls.stop_strings import StopStrings, split_special
 from pdevis.models.causal_lm import CausalLM
+from pdevis.util.argtypes import nearest
+from pdevis.util.validation import check_kind
+
+
+def given_config(config: DecodeConfig | None, changes: Mapping[str, Any], defaults: DecodeConfig) -> DecodeConfig:
+    """Return the settings of a generation: `config`, or the defaults if it is None, with some fields changed.
+
+    Raises:
+        ValueError: `config` is something else, `changes` names a field that does not exist, or a value is not allowed.
+    """
+    if config is not None:
+        check_kind("config", config, DecodeConfig)
+    known = [item.name for item in fields(DecodeConfig)]
+    for name, value in changes.items():
+        if name not in known:
+            match = nearest(name, known)
+            hint = f"did you mean {match}?" if match else f"must be one of {', '.join(known)}"
+            raise ValueError(f"{name} = {value!r}: no setting of a generation; {hint}")
+    return replace(defaults if config is None else config, **changes)
 
 
 def resolve_controls(
@@ -39,6 +58,6 @@ def resolve_controls(
     if config.processes_logits:
         from pdevis.controls.processors import make_processors  # most generations need none of it
 
-        made = make_processors(config, prompt_tokens=prompt_tokens, device=model.device)
+        made = make_processors(config, prompt_tokens=prompt_tokens)
         config = replace(config, processors=made)
     return config, ends_text

@@ -5,6 +5,7 @@ Shapes: T = tokens of this call, V = vocabulary, G = draft tokens of a round.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from pdevis.models.static.start import uses_graphs
 from pdevis.parallel.torchrun.torchrun_drafter import TorchrunDrafter
 from pdevis.parallel.worker_pool import WorkerError, WorkerPool
 from pdevis.parallel.worker_process import WorkerInfo
+from pdevis.util.validation import first_line
 
 
 @runtime_checkable
@@ -94,6 +96,16 @@ class RemoteModel:
         self._length, self.tokens = 0, []
 
 
+def _check_sendable(processors: Sequence[Any]) -> None:
+    """Raise ValueError if pickle cannot send logits processors: half a request would leave the drafter unusable."""
+    try:
+        pickle.dumps(tuple(processors))
+    except Exception as error:  # any, of the user's own classes
+        raise ValueError(
+            f"processors: a drafter in other processes needs functions that can be pickled ({first_line(error)})"
+        ) from error
+
+
 class RemoteDrafter:
     """A `DraftSource` (decoding/draft_source.py) whose work is done by a `DrafterBackend`.
 
@@ -118,9 +130,14 @@ class RemoteDrafter:
         return self.model.context_length
 
     def open(self, prompt: list[int], config: DecodeConfig) -> None:
-        """Begin a generation without waiting: a concurrent drafter reads the prompt while the target does."""
+        """Begin a generation without waiting: a concurrent drafter reads the prompt while the target does.
+
+        Raises:
+            ValueError: the settings have processors that cannot be sent.
+        """
         if self._is_open:
             return
+        _check_sendable(config.processors)
         self.model.forget()
         self.backend.send("open", list(prompt), config)
         self._sent_length = len(prompt)

@@ -40,6 +40,13 @@ def check_bool(name: str, value: object) -> None:
         raise ValueError(f"{name} = {value!r}: must be True or False")
 
 
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raise ValueError unless `value` is an instance of a settings class."""
+    if not isinstance(value, kind):
+        example = f", as {kind.__name__}(**{name}) makes of it" if isinstance(value, dict) else ""
+        raise ValueError(f"{name} = {value!r}: must be a {kind.__name__}{example}")
+
+
 class DraftingWarning(UserWarning):
     """A problem of drafting that costs speed and leaves the text as it is; scripts print it on one line."""
 

@@ -96,7 +96,7 @@ def test_sampled_text_has_the_processed_distribution(tiny_model):
     base = DecodeConfig(
         max_new_tokens=2, gamma=2, temperature=1.5, eos_ids=(), frequency_penalty=1.0, logit_bias={2: 1.0}, min_p=0.05
     )
-    config = replace(base, processors=make_processors(base, prompt_tokens=len(prompt), device=CPU))
+    config = replace(base, processors=make_processors(base, prompt_tokens=len(prompt)))
     joint = torch.zeros(5, 5)
     with torch.inference_mode():
 
