@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pdevis.generation import DecodeStats, Generation, TokenEvent
     from pdevis.pair import SpeculativePair, load_pair
 
+__version__ = "0.1.0"
 _MODULES = {
     "SpeculativePair": "pdevis.pair",
     "load_pair": "pdevis.pair",
@@ -26,6 +27,7 @@ __all__ = [
     "Generation",
     "SpeculativePair",
     "TokenEvent",
+    "__version__",
     "load_pair",
 ]
 
@@ -35,3 +37,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'pdevis' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -150,6 +150,8 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     Raises:
         ValueError: the file is missing, no profile, of another version, or broken.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"profile = {path!r}: must be a Profile or the name of a file")
     file = Path(path)
     try:
         if file.stat().st_size > MAX_BYTES:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from numbers import Integral
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import Environment
 
@@ -23,10 +23,22 @@ from pdevis.util.files import parse_json
 from pdevis.util.validation import first_line
 
 Message = dict[str, str]
-Prompt = str | list[Message] | list[int]
+
+
+class IdArray(Protocol):
+    """A tensor or array of token ids, [T] or [1, T]."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    def tolist(self) -> Any: ...
+
+
+Prompt = str | Sequence[Message] | Sequence[int] | IdArray
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoded from the first bytes of a character
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte of a character that is not in the vocabulary
 CONTEXT = 16  # tokens
+PROMPT_KINDS = 'must be a string, messages {"role": text, "content": text}, or token ids'
 THINKING_SWITCH = "enable_thinking"  # of chat templates, such as Qwen3's
 TEMPLATE_SECONDS = 5.0  # of CPU time; real templates need milliseconds
 LOCAL_DECODERS = ("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece")
@@ -170,19 +182,31 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, model: str) -> lis
         if not chat:
             return list(_tokenize(tokenizer, prompt))
         prompt = [{"role": "user", "content": prompt}]
-    parts = list(prompt) if isinstance(prompt, Iterable) else [prompt]
+    parts = _parts(prompt)
     if not parts:
         raise ValueError("prompt = []: must not be empty")
     if all(isinstance(part, Integral) for part in parts):
         return [int(part) for part in parts]
     for part in parts:
         if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("role", "content")):
-            raise ValueError(
-                f'prompt has {part!r}: must be a string, messages {{"role": text, "content": text}}, or token ids'
-            )
+            raise ValueError(f"prompt has {part!r}: {PROMPT_KINDS}")
     if not tokenizer.chat_template:
         raise ValueError(f"{model} has no chat template: encode(text, chat=False), or --no-chat")
     return list(apply_chat_template(tokenizer, parts, add_generation_prompt=True, return_dict=False))
+
+
+def _parts(prompt: Any) -> list[Any]:
+    """Return the messages or ids of a prompt that is no text. Raises ValueError if it is of another kind."""
+    shape = getattr(prompt, "shape", None)
+    if shape is not None:  # a tensor or array
+        if len(shape) == 2 and shape[0] == 1:
+            prompt = prompt[0]
+        elif len(shape) != 1:
+            raise ValueError(f"prompt of shape {tuple(shape)}: must be token ids [T] or [1, T], of one sequence")
+        return prompt.tolist()
+    if not isinstance(prompt, Iterable) or isinstance(prompt, (bytes, Mapping)):
+        raise ValueError(f"prompt = {prompt!r}: {PROMPT_KINDS}")
+    return list(prompt)
 
 
 def set_thinking(tokenizer: Any, on: bool) -> None:

@@ -164,8 +164,8 @@ def resolve(name: str | os.PathLike[str]) -> Source:
     Raises:
         ModelLoadError: if a key is not in the catalog (naming the nearest ones), or a path does not exist.
     """
-    text = os.fspath(name)
-    if not text.strip():
+    text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else name
+    if not isinstance(text, str) or not text.strip():
         raise ModelLoadError(f"model = {text!r}: must be one of {', '.join(CATALOG)} {_ALLOWED}")
     if text in CATALOG:
         return Source(text, "embedded" if text == EMBEDDED else "hub", CATALOG[text])
