@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main
+from pdevis.cli import Parser, add_draft_flags, add_model_flags, run_main
+from pdevis.controls.decode_flags import add_decode_flags
 
 if TYPE_CHECKING:
     from pdevis import SpeculativePair

@@ -7,7 +7,7 @@ with underscores and with dashes; a mistyped flag is an error, and flags are nev
     parser = Parser(description="…")
     add_model_flags(parser)
     add_draft_flags(parser)
-    add_decode_flags(parser)
+    add_decode_flags(parser)  # of controls/decode_flags.py
     args = parser.parse_args()
     pair = load_pair(**pair_arguments(args))
     pair.generate("…", decode_config(args))
@@ -23,21 +23,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, NoReturn
 
-from pdevis.config import CHECKS, MODES, PROCESSING, RANKS, DecodeConfig, DraftConfig
+from pdevis.config import CHECKS, MODES, RANKS, DraftConfig
 from pdevis.profile import DEVICE_FLAGS, Profile, read_profile
-from pdevis.util.argtypes import (
-    choice,
-    comma_list,
-    gamma_value,
-    id_numbers,
-    nearest,
-    one_line,
-    positive_int,
-    settings_field,
-)
+from pdevis.util.argtypes import choice, nearest, one_line, positive_int, settings_field
 from pdevis.util.files import prepare_streams
 from pdevis.util.validation import DraftingWarning
 
@@ -216,63 +207,17 @@ def add_draft_flags(parser: Parser, without: Container[str] = ()) -> None:
     add_switch("calibrate", "recompute the confirmed tokens exactly once per round (default: yes)")
 
 
-def add_decode_flags(
-    parser: Parser, length: str = "--length", max_new_tokens: int = DecodeConfig.max_new_tokens
-) -> None:
-    """Add the flags of one generation.
-
-    Args:
-        length: this script's name of the flag for `max_new_tokens`.
-    """
-    group = parser.add_argument_group("decoding")
-
-    base = replace(DecodeConfig(), max_new_tokens=max_new_tokens)
-
-    def add(flag: str, convert: Callable[[str], Any], *, metavar: str, text: str, field: str | None = None) -> None:
-        name = field or flag[2:]
-        default, argtype = getattr(base, name), settings_field(DecodeConfig, name, convert)
-        group.add_argument(flag, dest=name, type=argtype, default=default, metavar=metavar, help=text)
-
-    add("--gamma", gamma_value, metavar="N", text="draft tokens per round, or auto (default: %(default)s)")
-    add(length, int, metavar="N", text="limit on new tokens (default: %(default)s)", field="max_new_tokens")
-    add("--temperature", float, metavar="X", text="0 is greedy (default: %(default)s)")
-    add("--top_k", int, metavar="N", text="sample from the k most probable; 0: all (default: %(default)s)")
-    add("--top_p", float, metavar="X", text="sample from this probability mass; 1: all (default: %(default)s)")
-    add("--seed", int, metavar="N", text="of the random numbers (default: a fresh one)")
-    text = "keep tokens of at least this part of the largest probability; 0: all (default: %(default)s)"
-    add("--min_p", float, metavar="X", text=text)
-    text = "divide the logits of tokens that prompt or text have; 1: none (default: %(default)s)"
-    add("--repetition_penalty", float, metavar="X", text=text)
-    text = "subtract from the logits of tokens that the text has (default: %(default)s)"
-    add("--presence_penalty", float, metavar="X", text=text)
-    text = "subtract as often as the text has the token (default: %(default)s)"
-    add("--frequency_penalty", float, metavar="X", text=text)
-    add("--min_new_tokens", int, metavar="N", text="write no EOS before so many tokens (default: %(default)s)")
-    text = "add to the logits of some ids, as in 50:-2,17:1.5"
-    add("--logit_bias", id_numbers, metavar="ID:X,…", text=text)
-    add("--suppress_tokens", comma_list(int), metavar="LIST", text="ids that are never written")
-    text = "a string that ends the text; may be given several times"
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
-
-
 def draft_config(args: argparse.Namespace) -> DraftConfig:
     """Return the drafting settings of the flags. Raises ValueError if two of them exclude each other."""
     names = [field.name for field in fields(DraftConfig) if field.name != "mode"]
     return DraftConfig(mode=args.draft_mode, **{name: getattr(args, name) for name in names})
 
 
-def decode_config(args: argparse.Namespace, **changes: Any) -> DecodeConfig:
-    """Return the decoding settings of the flags; `changes` are further fields of `DecodeConfig`."""
-    names = ("gamma", "max_new_tokens", "temperature", "top_k", "top_p", "seed", *PROCESSING)
-    changes = {"overlap": getattr(args, "overlap", False), "stop": tuple(args.stop)} | changes
-    return DecodeConfig(**{name: getattr(args, name) for name in names} | changes)
-
-
 def pair_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_pair` that the flags ask for."""
     names = ("device", "target_device", "draft_device", "target_precision", "draft_precision")
     # these only if they are given: the load_pair of a --code_path file may not have them
-    optional = ("draft_vocab", "graphs", "thinking", "overlap", "trace", "profile", "calibration_text")
+    optional = ("draft_vocab", "graphs", "thinking", "sampling", "overlap", "trace", "profile", "calibration_text")
     return {
         "target": args.target_model,
         "drafter": args.drafter_model,

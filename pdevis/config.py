@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pdevis.util.validation import check_bool, check_integer, check_number, check_one_of
 
 AUTO, RANKS = "auto", "ranks"  # ranks, as a device: the processes that torchrun has started
+DEFAULT, MODEL = "default", "model"
 SUBLAYER_MODES = ("skip", "parallel")  # drop layers or run them together, so they need access to sublayers
 MODES = (AUTO, "exact", *SUBLAYER_MODES)
 CHECKS = ("inline", "planned", "static")
@@ -25,6 +26,18 @@ PROCESSING = (  # fields of `DecodeConfig` that change logits, and have a flag
     "logit_bias",
     "suppress_tokens",
 )
+MODEL_FIELDS = (  # fields of `DecodeConfig` that a model's generation config can set
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "logit_bias",
+    "suppress_tokens",
+    "min_new_tokens",
+    "stop",
+)
+SAMPLING = (DEFAULT, MODEL)  # whose values `MODEL_FIELDS` have unless they are given: this package's, the model's
 METHODS = ("speculative", "target", "drafter")  # of decoding a text: with both models, or with one of them
 
 

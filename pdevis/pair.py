@@ -12,12 +12,13 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from pdevis.config import AUTO, METHODS, DecodeConfig, DraftConfig
-from pdevis.controls.resolve import resolve_controls
+from pdevis.config import AUTO, DEFAULT, METHODS, DecodeConfig, DraftConfig
+from pdevis.controls.resolve import given_config, resolve_controls
 from pdevis.decoding.autoregressive import autoregressive
 from pdevis.decoding.gamma import AutoGamma, gamma_policy
 from pdevis.decoding.speculative import speculative
@@ -25,8 +26,8 @@ from pdevis.decoding.verifier import Verifier
 from pdevis.devices import use_all_cores
 from pdevis.drafting.corrections import load_corrections
 from pdevis.drafting.drafter import Drafter
-from pdevis.drafting.rule import resolve_rule
-from pdevis.drafting.schedule import parse_schedules
+from pdevis.drafting.rule import describe_rule, resolve_rule, with_schedules
+from pdevis.drafting.schedule import describe_depths
 from pdevis.generation import DecodeStats, Generation
 from pdevis.loading.model_builder import build_model
 from pdevis.loading.pair_builder import BuiltPair, PairSpec, build_pair, check_graphs
@@ -38,7 +39,7 @@ from pdevis.parallel.remote import DrafterBackend, RemoteDrafter, RemoteModel, f
 from pdevis.profile import Profile, read_profile
 from pdevis.text import GenerationStream, Prompt, check_ids, encode_prompt
 from pdevis.trace import Tracer
-from pdevis.util.validation import DraftingWarning
+from pdevis.util.validation import DraftingWarning, check_kind, check_one_of
 
 if TYPE_CHECKING:
     from pdevis.calibrate.schedule_source import ScheduleSource
@@ -60,6 +61,9 @@ class SpeculativePair:
         tracer: records every round of speculative decoding.
         schedules: makes the source of static schedules when one is needed; None: they must be given.
         on_progress: called with lines of text while a schedule is chosen.
+        defaults: settings of a generation that is given none.
+
+    `with load_pair(…) as pair:` closes it at the end.
 
     Raises:
         ValueError: if the drafter cannot run in the mode asked for.
@@ -77,12 +81,14 @@ class SpeculativePair:
         tracer: Tracer | None = None,
         schedules: Callable[[], ScheduleSource] | None = None,
         on_progress: Callable[[str], None] = lambda line: None,
+        defaults: DecodeConfig | None = None,
     ) -> None:
         self.target = target
         self.workers = drafter if isinstance(drafter, DrafterBackend) else None
         self.drafter: CausalLM = RemoteModel(self.workers) if self.workers else drafter
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
+        self.defaults = defaults or DecodeConfig()
         self.labels = labels or {}
         self.profile = profile
         self.tracer = tracer
@@ -93,7 +99,13 @@ class SpeculativePair:
         self._has_warned = False
         self.make_verifier: Callable[[CausalLM], Verifier] = Verifier  # of speculative decoding
         self._autos: dict[DraftConfig, AutoGamma] = {}
-        self.configure(draft or DraftConfig())
+        self.configure(DraftConfig() if draft is None else draft)
+
+    def __enter__(self) -> SpeculativePair:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def draft(self) -> DraftConfig:
@@ -111,6 +123,7 @@ class SpeculativePair:
 
     def configure(self, draft: DraftConfig) -> None:
         """Change the drafting settings from the next generation on. Raises ValueError like the constructor."""
+        check_kind("draft", draft, DraftConfig)
         self._stop_running()
         resolved, profile, workers = self.resolve(draft), self.profile, self.workers
         traced = self.tracer is not None
@@ -128,40 +141,26 @@ class SpeculativePair:
         workers = self.workers
         has_sublayers = workers.has_sublayer_access if workers else isinstance(self.drafter, DecoderStack)
         return resolve_rule(
-            self._with_schedules(draft, has_sublayers),
+            with_schedules(draft, has_sublayers, self._find_schedules if self._make_schedules else None),
             has_sublayers,
             tuned=self.profile.draft if self.profile else None,
             devices=workers.devices if workers else 1,
             splits_mlps=workers.splits_mlps if workers else False,
         )
 
-    def _with_schedules(self, draft: DraftConfig, has_sublayers: bool) -> DraftConfig:
-        """Return the settings with the static schedules that they ask for: given, of the corrections, or chosen."""
-        if not draft.asks_for_schedules or not has_sublayers:
-            return draft
-        if draft.corrections:
-            schedule = load_corrections(draft.corrections).schedule
-            if draft.schedule not in (None, AUTO, schedule):
-                raise ValueError(f"schedule = {draft.schedule!r}: must be {schedule!r}, as in {draft.corrections}")
-            draft = replace(draft, schedule=schedule)
-        if self._make_schedules is None:
-            if draft.schedule in (None, AUTO):
-                raise ValueError("check = 'static': needs a schedule, or a pair made by load_pair, which chooses one")
-            return draft if draft.mode != AUTO else replace(draft, mode="parallel")
+    def _find_schedules(self) -> ScheduleSource:
+        """Return the source of static schedules, made at its first use."""
         self._schedules = self._schedules or self._make_schedules()
         self._schedules.on_progress = self.on_progress
-        return self._schedules.resolve(draft)
+        return self._schedules
 
     def describe(self) -> dict[str, Any]:
         """Return models, devices, weight formats, drafting settings and the profile in use, ready for JSON."""
         draft = self._drafting.config
-        rule = {name: getattr(draft, name) for name in ("mode", "check", "threshold", "window")}
-        lanes = {"attention_window": draft.attention_lanes, "mlp_window": draft.mlp_lanes}
-        ends = {name: getattr(draft, name) for name in ("keep_first", "keep_last", "calibrate")}
+        about = self.labels | describe_rule(draft)
         if draft.uses_prepared_schedules:
-            ends |= {name: getattr(draft, name) for name in ("schedule", "retention", "stagger", "corrections")}
-            ends["serial_layers"] = self.serial_layers()
-        return self.labels | rule | lanes | ends | (self.profile.describe(self.labels) if self.profile else {})
+            about["serial_layers"] = self.serial_layers()
+        return about | (self.profile.describe(self.labels) if self.profile else {})
 
     @property
     def added_bytes(self) -> int:
@@ -175,8 +174,7 @@ class SpeculativePair:
         if not draft.uses_prepared_schedules:
             return None
         layers = self.workers.load_spec.config.num_hidden_layers if self.workers else len(self.drafter.layers)
-        depths = [schedule.depth / 2 for schedule in parse_schedules(draft.schedule, layers)]
-        return f"{layers} → {' or '.join(f'{depth:g}' for depth in sorted(depths))}"
+        return describe_depths(draft.schedule, layers)
 
     def reset(self) -> None:
         """Clear both KV caches."""
@@ -197,21 +195,21 @@ class SpeculativePair:
         return encode_prompt(self.tokenizer, prompt, chat, self.labels.get("target", "the target"))
 
     def stream(
-        self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative"
+        self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative", **changes: Any
     ) -> GenerationStream:
         """Decode a prompt; iterating the result yields a `TokenEvent` per confirmed token.
 
         Args:
-            prompt: text or messages (put into the chat template), or ids.
-            config: decoding settings.
+            prompt: text or messages (put into the chat template), or ids: a list, or a tensor or array [T] or [1, T].
+            config: decoding settings; None: the pair's `defaults`.
             method: "speculative", or "target" / "drafter" for plain decoding of one model.
+            changes: fields of `DecodeConfig` that replace those of `config`, as in `max_new_tokens=64`.
 
         Raises:
-            ValueError: for an unknown method, an empty prompt, or one that leaves no room in the context.
+            ValueError: for an unknown method or setting, an empty prompt, or one that leaves no room in the context.
         """
-        if method not in METHODS:
-            raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
-        config = config or DecodeConfig()
+        check_one_of("method", method, METHODS)
+        config = given_config(config, changes, self.defaults)
         ids = self.encode(prompt)
         model = self.drafter if method == "drafter" else self.target
         check_ids(ids, model.vocab_size, model.context_length)
@@ -240,9 +238,11 @@ class SpeculativePair:
         self._running = GenerationStream(events, stats, self.tokenizer, self._warn_of_invalid_drafts)
         return self._running
 
-    def generate(self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative") -> Generation:
+    def generate(
+        self, prompt: Prompt, config: DecodeConfig | None = None, method: str = "speculative", **changes: Any
+    ) -> Generation:
         """Decode to the end. Arguments and errors as for `stream`."""
-        stream = self.stream(prompt, config, method)
+        stream = self.stream(prompt, config, method, **changes)
         for _ in stream:
             pass
         return Generation(stream.ids, stream.text, stream.stats)
@@ -300,6 +300,7 @@ def load_pair(
     overlap: bool = False,
     trace: str | PathLike[str] | None = None,
     calibration_text: str | PathLike[str] | None = None,
+    sampling: str = DEFAULT,
 ) -> SpeculativePair:
     """Load a target and a drafter.
 
@@ -319,6 +320,7 @@ def load_pair(
         overlap: start the drafter in a separate process, so that `DecodeConfig(overlap=True)` can draft ahead.
         trace: a new file for the rounds of all generations and the drafter's layer similarities (pdevis.simulate).
         calibration_text: file of plain text on which static schedules are chosen; None: a text of the package.
+        sampling: "model": a generation that is given no settings uses those in the target's generation config.
 
     Several devices for the drafter ("cuda:0,cuda:1", "cpu:0,cpu:1") hold part of its layers each, in worker processes.
     Under torchrun, with target_device = "ranks", only rank 0 runs the program: on others this serves it and then exits.
@@ -326,6 +328,8 @@ def load_pair(
     Raises:
         ValueError: for an unknown or unreachable model, tokenizers that differ, a device or format that does not exist.
     """
+    if draft is not None:
+        check_kind("draft", draft, DraftConfig)
     if profile is not None and not isinstance(profile, Profile):
         profile = read_profile(profile)
     if profile:
@@ -333,7 +337,7 @@ def load_pair(
         profile.use_threads()
     devices = {"target_device": target_device or device, "draft_device": draft_device or device}
     formats = {"target_precision": target_precision, "draft_precision": draft_precision, "draft_vocab": draft_vocab}
-    ways = {"overlap": overlap, "graphs": "on" if compile else graphs, "thinking": thinking}
+    ways = {"overlap": overlap, "graphs": "on" if compile else graphs, "thinking": thinking, "sampling": sampling}
     spec = PairSpec(target, drafter, mode=draft.mode if draft else AUTO, **devices, **formats, **ways)
     return _load(spec, draft, _LoadOptions(profile, trace, calibration_text, on_progress or (lambda line: None)))
 
@@ -366,6 +370,7 @@ def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> S
     if tracer:
         tracer.writer.create()
     drafter = start_drafter(built, spec.graphs, on_progress)
+    has_sublayers = not unsupported_reason(built.draft_spec.config)
     pair = SpeculativePair(
         built.target,
         drafter,
@@ -375,8 +380,9 @@ def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> S
         labels=built.labels,
         profile=options.profile,
         tracer=tracer,
-        schedules=_schedule_source(built, drafter, options),
+        schedules=partial(_schedule_source, built, drafter, options) if has_sublayers else None,
         on_progress=on_progress,
+        defaults=built.defaults,
     )
     pair.labels |= start_pair_graphs(pair, spec.graphs, on_progress)
     if pair.added_bytes:
@@ -384,16 +390,8 @@ def _load(spec: PairSpec, draft: DraftConfig | None, options: _LoadOptions) -> S
     return pair
 
 
-def _schedule_source(
-    built: BuiltPair, drafter: CausalLM | DrafterBackend, options: _LoadOptions
-) -> Callable[[], ScheduleSource] | None:
-    """Return what makes the source of static schedules; None for a drafter without access to its sublayers."""
-    if unsupported_reason(built.draft_spec.config):
-        return None
+def _schedule_source(built: BuiltPair, drafter: CausalLM | DrafterBackend, options: _LoadOptions) -> ScheduleSource:
+    """Return what chooses static schedules for the drafter."""
+    from pdevis.calibrate.schedule_source import source_of_pair  # most runs need none of its modules
 
-    def make() -> ScheduleSource:
-        from pdevis.calibrate.schedule_source import source_of_pair  # most runs need none of its modules
-
-        return source_of_pair(built, drafter, options.calibration_text)
-
-    return make
+    return source_of_pair(built, drafter, options.calibration_text)

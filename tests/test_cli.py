@@ -6,15 +6,14 @@ import pytest
 
 from pdevis.cli import (
     Parser,
-    add_decode_flags,
     add_draft_flags,
     add_model_flags,
-    decode_config,
     draft_config,
     pair_arguments,
     run_main,
 )
 from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.controls.decode_flags import add_decode_flags, decode_config
 
 
 def make_parser(**devices: str) -> Parser:

@@ -1,11 +1,18 @@
 """The public API: loading a pair, prompts, streams of text, and errors."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import venv
 
 import numpy as np
 import pytest
 import torch
 
+import pdevis
+from helpers import ROOT
 from pdevis import DecodeConfig, DraftConfig, SpeculativePair, load_pair
 from pdevis.models.hf.hf_causal_lm import HFCausalLM
 from pdevis.models.stack import DecoderStack
@@ -54,6 +61,15 @@ def test_prompts_as_text_messages_and_ids(pair):
         ([5, 999999], ["999999", "264"]),
         ([-1], ["-1"]),
         (None, ["None", "text"]),
+        (123, ["prompt = 123", "must be a string, messages", "token ids"]),
+        (2.5, ["prompt = 2.5", "token ids"]),
+        (b"hello", ["prompt = b'hello'", "token ids"]),
+        ({"role": "user", "content": "Hi"}, ["prompt = {'role'", "messages"]),
+        (torch.ones(2, 5, dtype=torch.long), ["prompt of shape (2, 5)", "[1, T]"]),
+        (torch.tensor(5), ["prompt of shape ()", "[T]"]),
+        (np.int64(5), ["prompt of shape ()", "[T]"]),
+        (torch.tensor([1.5]), ["1.5", "token ids"]),
+        (np.zeros((1, 0), dtype=int), ["empty"]),
         (["hello"], ["'hello'", "role"]),
         ([1, "a"], ["1", "token ids"]),
         ([{"role": "user"}], ["user", "content"]),
@@ -74,10 +90,95 @@ def test_a_prompt_longer_than_the_context(pair):
     assert pair.generate([1] * 511, TEN).stats.stop_reason == "context"
 
 
-def test_ids_from_numpy(pair):
+@pytest.mark.parametrize("make", [np.array, torch.tensor, tuple, lambda ids: np.array(ids, dtype=np.uint16)])
+def test_ids_from_arrays_and_tensors(pair, make):
     ids = pair.encode("Why?")
-    assert pair.encode(np.array(ids)) == ids
-    assert json.dumps(pair.encode(np.array(ids)))
+    assert pair.encode(make(ids)) == ids
+    assert json.dumps(pair.encode(make(ids)))
+    if make is not tuple:
+        assert pair.generate(make([ids]), TEN).ids == pair.generate(ids, TEN).ids
+
+
+def test_settings_as_keywords(pair):
+    made = pair.generate("Why?", max_new_tokens=10, eos_ids=())
+    assert made.ids == pair.generate("Why?", TEN).ids
+    assert pair.generate("Why?", TEN, "target", max_new_tokens=3).ids == made.ids[:3]
+    assert [event.id for event in pair.stream("Why?", TEN, max_new_tokens=2)] == made.ids[:2]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda pair: pair.generate("Why?", {"gamma": 3}), r"config = {'gamma': 3}: must be a DecodeConfig, as Decode"),
+        (lambda pair: pair.generate("Why?", "target"), r"config = 'target': must be a DecodeConfig$"),
+        (
+            lambda pair: pair.generate("Why?", max_tokens=3),
+            r"max_tokens = 3: .*; did you mean max_new_tokens",
+        ),
+        (lambda pair: pair.generate("Why?", zzz=3), r"zzz = 3: no setting of a generation; must be one of max_new_tok"),
+        (lambda pair: pair.generate("Why?", gamma=0), r"gamma = 0: must be an integer >= 1"),
+        (lambda pair: pair.configure({"mode": "skip"}), r"draft = {'mode': 'skip'}: must be a DraftConfig, as Draft"),
+        (lambda pair: load_pair("smollm2-135m", draft={}), r"draft = {}: must be a DraftConfig"),
+        (
+            lambda pair: load_pair("smollm2-135m", profile={}),
+            r"profile = {}: must be a Profile or the name of a",
+        ),
+        (lambda pair: load_pair(123), r"model = 123: must be one of "),
+    ],
+)
+def test_values_of_another_kind_are_one_line(pair, call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(pair)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pair_is_closed_at_the_end_of_a_block(tiny_folder):
+    with load_pair(str(tiny_folder("llama")), draft_device="cpu:0", target_device="cpu") as pair:
+        assert pair.generate("Why?", max_new_tokens=2).ids
+        workers = pair.workers
+        assert workers.alive
+    assert not workers.alive
+    with pytest.raises(RuntimeError, match="mine"), load_pair(str(tiny_folder("llama")), device="cpu"):
+        raise RuntimeError("mine")
+
+
+def test_the_package_lists_its_public_names_and_loads_them_when_they_are_used():
+    code = "import sys, pdevis; print(pdevis.__version__, *dir(pdevis)); print('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    names, loaded = run.stdout.splitlines()
+    assert names.split() == [pdevis.__version__, *sorted(pdevis.__all__)]
+    assert loaded == "False"
+    assert set(pdevis.__all__) == {*pdevis._MODULES, "__version__"}
+    assert all(getattr(pdevis, name) is not None for name in pdevis.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'load'"):
+        _ = pdevis.load
+
+
+def test_documented_python_passes_strict_type_checks_from_another_folder(tmp_path):
+    """In an environment that has nothing but this package, as mypy finds an installed one: torch takes it a minute."""
+    pytest.importorskip("mypy")
+    assert 'pdevis = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
+    blocks = [
+        block
+        for page in ("README.md", "docs/decoding.md", "docs/architecture.md")
+        for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    assert len(blocks) >= 3
+    for number, block in enumerate(blocks):
+        (tmp_path / f"example{number}.py").write_text(block, encoding="utf-8")
+    wrong = "from pdevis import load_pair\n\nload_pair('a').generate(123)\nload_pair('a').generate('b').idz\n"
+    (tmp_path / "wrong.py").write_text(wrong)
+    venv.create(tmp_path / "venv")
+    python = next((tmp_path / "venv").glob("bin/python3"))
+    (packages,) = (tmp_path / "venv").rglob("site-packages")
+    (packages / "pdevis.pth").write_text(f"{ROOT}\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python)]
+    files = [*(f"example{number}.py" for number in range(len(blocks))), "wrong.py"]
+    run = subprocess.run([*command, *files], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    errors = [line.partition(": error: ")[::2] for line in run.stdout.splitlines() if ": error: " in line]
+    assert [place for place, _ in errors] == ["wrong.py:3", "wrong.py:4"], run.stdout + run.stderr
 
 
 def test_ids_that_only_the_target_knows(tiny_folder):

@@ -16,8 +16,9 @@ from helpers import ROOT
 from helpers.recordings import COSTS, SKIP, make_profile, save
 from pdevis import load_pair
 from pdevis.chat import render
-from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, decode_config, pair_arguments
+from pdevis.cli import Parser, add_draft_flags, add_model_flags, pair_arguments
 from pdevis.config import DecodeConfig, DraftConfig
+from pdevis.controls.decode_flags import add_decode_flags, decode_config
 from pdevis.decoding.gamma import MAX_GAMMA
 from pdevis.profile import Profile, read_profile, this_machine
 

@@ -15,7 +15,9 @@ from pdevis.chat.commands import COMMANDS, Chat, LeaveChat, dispatch
 from pdevis.chat.oneshot import answer_once, read_prompt
 from pdevis.chat.session import ChatSession
 from pdevis.chat.terminal import line_reader, terminal_reader
-from pdevis.cli import Parser, decode_config, is_main_rank, pair_arguments
+from pdevis.cli import Parser, is_main_rank, pair_arguments
+from pdevis.controls.decode_flags import decode_config, given_fields
+from pdevis.controls.model_settings import fill_in
 from pdevis.util.argtypes import nearest
 from pdevis.util.console import make_console, progress_on_stderr
 
@@ -51,7 +53,9 @@ def run_chat(args: argparse.Namespace) -> int:
         return 0
     prompt = read_prompt(args)
     decode = decode_config(args)
-    session = ChatSession(_load_pair_with_progress(arguments), decode, chat=args.chat, system=args.system)
+    pair = _load_pair_with_progress(arguments)
+    decode = fill_in(decode, given_fields(args), pair.defaults)
+    session = ChatSession(pair, decode, chat=args.chat, system=args.system)
     if prompt is not None:
         return answer_once(session, prompt, as_json=args.json)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()

@@ -1,10 +1,21 @@
-"""The drafting rule of a pair: mode "auto" resolved, and modes refused that a drafter cannot run."""
+"""The drafting rule of a pair: mode "auto" and static schedules resolved, modes refused that a drafter cannot run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Protocol
 
-from pdevis.config import SUBLAYER_MODES, DraftConfig
+from pdevis.config import AUTO, SUBLAYER_MODES, DraftConfig
+from pdevis.drafting.corrections import load_corrections
+
+
+class Schedules(Protocol):
+    """Source of static schedules for a drafter: `calibrate.schedule_source.ScheduleSource`."""
+
+    def resolve(self, draft: DraftConfig) -> DraftConfig:
+        """Return the settings with mode and schedules resolved."""
+        ...
 
 
 def check_mode(mode: str, has_sublayers: bool) -> None:
@@ -14,6 +25,29 @@ def check_mode(mode: str, has_sublayers: bool) -> None:
             f"mode = {mode!r}: needs a drafter whose layers pdevis runs itself (docs/models.md lists the families); "
             "this drafter runs with mode = 'exact' only"
         )
+
+
+def with_schedules(draft: DraftConfig, has_sublayers: bool, source: Callable[[], Schedules] | None) -> DraftConfig:
+    """Return the settings with the static schedules that they ask for: given, of the corrections, or chosen.
+
+    Args:
+        source: returns what chooses; None: schedules must be given.
+
+    Raises:
+        ValueError: a schedule that the corrections are not for, or that is missing.
+    """
+    if not draft.asks_for_schedules or not has_sublayers:
+        return draft
+    if draft.corrections:
+        schedule = load_corrections(draft.corrections).schedule
+        if draft.schedule not in (None, AUTO, schedule):
+            raise ValueError(f"schedule = {draft.schedule!r}: must be {schedule!r}, as in {draft.corrections}")
+        draft = replace(draft, schedule=schedule)
+    if source:
+        return source().resolve(draft)
+    if draft.schedule in (None, AUTO):
+        raise ValueError("check = 'static': needs a schedule, or a pair made by load_pair, which chooses one")
+    return draft if draft.mode != AUTO else replace(draft, mode="parallel")
 
 
 def resolve_rule(
@@ -54,3 +88,12 @@ def resolve_rule(
     if config == DraftConfig():
         return tuned
     return replace(config, mode="exact" if tuned.uses_prepared_schedules else tuned.mode)
+
+
+def describe_rule(config: DraftConfig) -> dict[str, Any]:
+    """Return the resolved drafting settings by their names, ready for JSON; those of static schedules if it has any."""
+    names = ("mode", "check", "threshold", "window", "keep_first", "keep_last", "calibrate")
+    if config.uses_prepared_schedules:
+        names += ("schedule", "retention", "stagger", "corrections")
+    lanes = {"attention_window": config.attention_lanes, "mlp_window": config.mlp_lanes}
+    return {name: getattr(config, name) for name in names} | lanes

@@ -116,6 +116,12 @@ def parse_schedules(text: str, layers: int) -> list[Schedule]:
     return [parse_schedule(part, layers) for part in text.split(";")]
 
 
+def describe_depths(text: str, layers: int) -> str:
+    """Return the number of serial layers without and with prepared schedules, as in "24 → 14 or 18"."""
+    depths = sorted(schedule.depth / 2 for schedule in parse_schedules(text, layers))
+    return f"{layers} → {' or '.join(f'{depth:g}' for depth in depths)}"
+
+
 def _parse_groups(part: str, text: str) -> list[Group]:
     """Read one part of a schedule: a group, or a range of layers that run alone."""
     if match := re.fullmatch(r"(\d+)-(\d+)", part):

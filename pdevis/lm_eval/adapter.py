@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -92,12 +93,13 @@ class Adapter:
             raise ValueError("--model_args: target=MODEL is missing")
         check_one_of("method", method, METHODS)
         self.method = method
-        self.base = DecodeConfig(max_new_tokens=max_gen_toks, gamma=gamma, seed=seed)
+        DecodeConfig(max_new_tokens=max_gen_toks, gamma=gamma, seed=seed)  # a mistake is found before the models load
         load_options, draft = sort_settings(settings)
         if load_options.get("device") == LM_EVAL_DEFAULT_DEVICE and not torch.cuda.is_available():
             log.info("this machine has no %s: running on the CPU", LM_EVAL_DEFAULT_DEVICE)
             del load_options["device"]
         self.pair: SpeculativePair = load_pair(target, **load_options, draft=DraftConfig(**draft), on_progress=log.info)
+        self.base = replace(self.pair.defaults, max_new_tokens=max_gen_toks, gamma=gamma, seed=seed)
         self.tokenizer = self.pair.tokenizer
         self._device = self.pair.target.device
         longest = self.pair.context_length

@@ -19,6 +19,7 @@ PAIR_ARGUMENTS = (  # of `load_pair`
     "draft_vocab",
     "graphs",
     "compile",
+    "sampling",
 )
 ADAPTER_ARGUMENTS = (
     "target",
@@ -30,6 +31,7 @@ ADAPTER_ARGUMENTS = (
     "enable_thinking",
     "think_end_token",
 )
+SAMPLING_ARGUMENTS = ("do_sample", "temperature", "top_k", "top_p")  # of a request
 RENAMED = {"draft_mode": "mode"}
 IGNORED = ("batch_size", "max_batch_size")  # lm_eval passes them to every model; the batch size here is always 1
 
@@ -63,7 +65,7 @@ def read_request(
         arguments: generation arguments of a task or of --gen_kwargs: until, max_gen_toks, do_sample, temperature,
             top_k, top_p.
         number: of the request, part of its seed, so that sampled answers to equal requests differ.
-        base: settings that a request does not name.
+        base: settings that a request does not name; it decides about sampling if the request says nothing of it.
         think_end: stop strings count only after it; None: everywhere.
 
     Raises:
@@ -76,15 +78,17 @@ def read_request(
     sampled = options.pop("do_sample")
     values = {
         "max_new_tokens": options.pop("max_gen_toks"),
-        "temperature": float(options.pop("temperature", 1.0 if sampled else 0.0)),
-        "top_k": int(options.pop("top_k", 0)),
-        "top_p": float(options.pop("top_p", 1.0)),
+        "temperature": float(options.pop("temperature", (base.temperature or 1.0) if sampled else 0.0)),
+        "top_k": int(options.pop("top_k", base.top_k)),
+        "top_p": float(options.pop("top_p", base.top_p)),
     }
+    if not any(name in arguments for name in SAMPLING_ARGUMENTS):
+        values |= {name: getattr(base, name) for name in ("temperature", "top_k", "top_p")}
+    elif not sampled:
+        values |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
     if options.get("num_beams") == 1:
         del options["num_beams"]
     if options:
         allowed = "until, max_gen_toks, do_sample, temperature, top_k, top_p"
         raise ValueError(f"generation arguments {', '.join(sorted(options))}: must be some of {allowed}")
-    if not sampled:
-        values |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    return replace(base, **values, seed=(base.seed or 0) + number, stop=stops, stop_after=think_end)
+    return replace(base, **values, seed=(base.seed or 0) + number, stop=(*base.stop, *stops), stop_after=think_end)

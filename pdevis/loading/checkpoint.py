@@ -38,38 +38,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of the class that reads tokenizer.json
 PROBE_TEXT = "Ein naïve café – 3,141 tokens?\n\tdef f(x): return x**2  # 你好 🙂"  # words, digits, blanks, code, bytes
 MAX_DIFFERENCES_SHOWN = 3
-MAX_VALUE_SHOWN = 60  # letters
-# settings of `generate`, each with the value that changes nothing, besides None
-NEUTRAL_SETTINGS: dict[str, Any] = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "sequence_bias": None,
-    "exponential_decay_length_penalty": None,
-    "constraints": None,
-    "force_words_ids": None,
-    "guidance_scale": 1.0,
-    "remove_invalid_values": False,
-    "renormalize_logits": False,
-    "token_healing": False,
-    "watermarking_config": None,
-    "stop_strings": None,
-    "max_time": None,
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "num_return_sequences": 1,
-    "penalty_alpha": 0.0,
-    "dola_layers": None,
-}
-NEUTRAL_SAMPLING = {"min_p": 0.0, "top_h": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 
 @contextmanager
@@ -282,30 +250,6 @@ def stop_ids(generation_config: Any, config: Any, tokenizer: Any) -> tuple[int, 
         if ids is not None:
             return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
     return ()
-
-
-def ignored_settings(generation_config: Any) -> dict[str, Any]:
-    """Return the settings of a generation config that change the text of transformers' `generate`, but not pdevis'.
-
-    Recommended sampling (temperature, top_k, top_p) is the user's choice and not among them.
-    """
-    neutral = NEUTRAL_SETTINGS | (NEUTRAL_SAMPLING if getattr(generation_config, "do_sample", False) else {})
-    values = {name: getattr(generation_config, name, None) for name in neutral}
-    # [] and {} are empty lists of tokens
-    return {name: value for name, value in values.items() if value not in (None, [], {}, neutral[name])}
-
-
-def note_ignored_settings(name: str, generation_config: Any) -> str | None:
-    """Return a line about the `ignored_settings` of the target `name`; None if there are none."""
-    settings = [f"{key} = {_shorten(value)}" for key, value in ignored_settings(generation_config).items()]
-    if not settings:
-        return None
-    return f"note: the generation config of {name} sets {', '.join(settings)}, which pdevis does not apply"
-
-
-def _shorten(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= MAX_VALUE_SHOWN else f"{text[:MAX_VALUE_SHOWN]}…"
 
 
 def check_same_tokenizer(target: Any, drafter: Any) -> None:

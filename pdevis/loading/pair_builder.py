@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from pdevis.config import AUTO, RANKS
+from pdevis.config import AUTO, DEFAULT, MODEL, RANKS, SAMPLING, DecodeConfig
+from pdevis.controls.model_settings import read_model_settings
 from pdevis.devices import DeviceSlot, MultiDevice, find_device_slots, parse_devices, split_cores, use_cores
 from pdevis.drafting.rule import check_mode
 from pdevis.loading.checkpoint import (
     check_same_tokenizer,
     find_source,
-    note_ignored_settings,
     read_config,
     read_tokenizer,
     stop_ids,
@@ -65,10 +65,12 @@ class PairSpec:
     overlap: bool = False
     graphs: str = AUTO
     thinking: str = AUTO
+    sampling: str = DEFAULT
 
     def __post_init__(self) -> None:
         check_one_of("graphs", self.graphs, GRAPHS)
         check_one_of("thinking", self.thinking, THINKING)
+        check_one_of("sampling", self.sampling, SAMPLING)
         check_one_of("target_precision", self.target_precision, PRECISIONS)
         check_one_of("draft_precision", self.draft_precision, PRECISIONS)
         if self.draft_vocab is not None:
@@ -242,6 +244,7 @@ class BuiltPair:
         draft_slots: the drafter's devices.
         tokenizer: of both models.
         eos_ids: ids that end the target's text.
+        defaults: settings of a generation that is given none: those of the target's authors, if they are asked for.
         labels: names, devices and weight formats for `SpeculativePair.describe`.
     """
 
@@ -252,6 +255,7 @@ class BuiltPair:
     draft_slots: list[DeviceSlot]
     tokenizer: Any
     eos_ids: tuple[int, ...]
+    defaults: DecodeConfig
     labels: dict[str, Any]
 
 
@@ -281,7 +285,9 @@ def build_pair(spec: PairSpec, on_progress: Progress) -> BuiltPair:
         use_cores(placement.target_cores)
     channel = RankChannel(placement.multi_device) if isinstance(placement.multi_device, Ranks) else None
     loaded = _load_models(target_spec, draft_spec, placement, on_progress)
-    if note := note_ignored_settings(spec.target, loaded.generation_config):
+    eos_ids = stop_ids(loaded.generation_config, target_spec.config, tokenizer)
+    settings = read_model_settings(loaded.generation_config, eos_ids)
+    for note in settings.notes(spec.target, spec.sampling):
         on_progress(note)
     labels = {
         "target": spec.target,
@@ -291,6 +297,7 @@ def build_pair(spec: PairSpec, on_progress: Progress) -> BuiltPair:
         "target_precision": target_spec.precision,
         "draft_precision": draft_spec.precision,
         "draft_vocab": spec.draft_vocab,
+        **({"sampling": settings.as_json()} if spec.sampling == MODEL else {}),
     }
     return BuiltPair(
         target=TensorParallel(channel, loaded.target) if channel else loaded.target,
@@ -299,7 +306,8 @@ def build_pair(spec: PairSpec, on_progress: Progress) -> BuiltPair:
         draft_spec=draft_spec,
         draft_slots=placement.draft_slots,
         tokenizer=tokenizer,
-        eos_ids=stop_ids(loaded.generation_config, target_spec.config, tokenizer),
+        eos_ids=eos_ids,
+        defaults=settings.as_config(spec.target) if spec.sampling == MODEL else DecodeConfig(),
         labels=labels,
     )
 

@@ -15,8 +15,9 @@ from helpers import ROOT
 from helpers.chat import FakePair, Screen
 from pdevis.chat.app import add_chat_flags, run_chat
 from pdevis.chat.terminal import history_path, make_history
-from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, run_main
+from pdevis.cli import Parser, add_draft_flags, add_model_flags, run_main
 from pdevis.config import DraftConfig
+from pdevis.controls.decode_flags import add_decode_flags
 
 
 class Loader:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pdevis import load_pair
-from pdevis.cli import Parser, add_decode_flags, add_draft_flags, add_model_flags, pair_arguments
+from pdevis.cli import Parser, add_draft_flags, add_model_flags, pair_arguments
+from pdevis.controls.decode_flags import add_decode_flags
 from pdevis.text import apply_chat_template
 
 TEMPLATE = (

@@ -80,6 +80,7 @@ class FakePair:
     stop_at: int | None = None
     error: BaseException = field(default_factory=KeyboardInterrupt)
     template: bool = True
+    defaults: DecodeConfig = field(default_factory=DecodeConfig)
     calls: list[tuple[str, list[int], DecodeConfig]] = field(default_factory=list)
     prompts: list[Any] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)

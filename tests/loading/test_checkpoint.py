@@ -17,13 +17,11 @@ from helpers.tiny_models import ALL
 from pdevis.loading.checkpoint import (
     check_same_tokenizer,
     find_source,
-    note_ignored_settings,
     read_config,
     read_model,
     read_tokenizer,
     stop_ids,
 )
-from pdevis.pair import load_pair
 from pdevis.util.validation import ModelLoadError
 
 CPU = torch.device("cpu")
@@ -170,44 +168,3 @@ def test_stop_ids() -> None:
     assert stop_ids(holder(None), holder(3), holder(4)) == (3,)
     assert stop_ids(None, holder(None), holder(4)) == (4,)
     assert stop_ids(None, holder(None), holder(None)) == ()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "min_length": 4, "min_new_tokens": 5},
-        {"bad_words_ids": [[5]], "suppress_tokens": [1, 2], "begin_suppress_tokens": [0]},
-        {"forced_bos_token_id": 0, "forced_eos_token_id": 2, "sequence_bias": [[[3], -2.0]]},
-        {"exponential_decay_length_penalty": [5, 1.1], "guidance_scale": 1.5, "renormalize_logits": True},
-        {"encoder_repetition_penalty": 1.2, "stop_strings": ["END"], "max_time": 2.5, "num_beams": 4},
-        {"min_p": 0.1, "typical_p": 0.5},
-    ],
-)
-def test_settings_of_generate_that_are_not_applied_are_noted(settings: dict[str, Any], folder: Path) -> None:
-    def notes(**others: Any) -> list[str]:
-        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **others}))
-        lines: list[str] = []
-        load_pair(str(folder), device="cpu", on_progress=lines.append)
-        return [line for line in lines if line.startswith("note: the generation config")]
-
-    noted = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
-    expected = f"note: the generation config of {folder} sets {noted}, which pdevis does not apply"
-    assert notes(**settings, do_sample=True, temperature=0.6, top_k=20, top_p=0.95) == [expected]
-    assert (
-        notes(temperature=0.6, repetition_penalty=1.0, min_length=0, suppress_tokens=[], num_beams=1, min_p=0.1) == []
-    )
-
-
-def test_long_values_are_shortened() -> None:
-    ids = list(range(99))
-    note = note_ignored_settings("big", transformers.GenerationConfig(suppress_tokens=ids))
-    assert note is not None
-    assert f"sets suppress_tokens = {str(ids)[:60]}…, which" in note
-
-
-def test_a_watermark_is_noted() -> None:
-    config = transformers.GenerationConfig(watermarking_config={"bias": 2.0})
-    note = note_ignored_settings("big", config)
-    assert note is not None
-    assert "watermarking_config = " in note
-    assert note_ignored_settings("big", None) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 
 from helpers import ROOT
 from pdevis.benchmarks.tasks import BENCHMARKS
+from pdevis.config import MODEL_FIELDS, DecodeConfig
+from pdevis.controls.model_settings import NEUTRAL_SAMPLING, NEUTRAL_SETTINGS
 from pdevis.loading.weights.families import FAMILIES
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
@@ -164,6 +167,21 @@ def test_flags_of_the_command_table_exist(row: str) -> None:
     flags = re.findall(r"`(--[\w-]+)`", line)
     assert [flag for flag in flags if flag.replace("-", "_") not in declared] == []
     assert flags
+
+
+def test_decoding_page_lists_the_settings_with_their_flags_and_defaults() -> None:
+    parser = runpy.run_path(str(ROOT / "appInference.py"))["build_parser"]()
+    flags = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(--\w+)`)? ?\| (.*?) \| (.*?) ?\| .+ \|$", read("docs/decoding.md"), re.M)
+    default = DecodeConfig()
+    expected = {
+        (item.name, flags.get(item.name, ""), str(getattr(default, item.name))) for item in fields(DecodeConfig)
+    }
+    assert {row[:3] for row in rows} == expected
+    assert len(rows) == len(expected)
+    assert {name for name, _, _, source in rows if source} == {*MODEL_FIELDS, "eos_ids"}
+    named = {word for *_, source in rows for word in re.findall(r"`(\w+)`", source)}
+    assert named <= {*NEUTRAL_SETTINGS, *NEUTRAL_SAMPLING, "eos_token_id"}
 
 
 def test_glossary_has_the_words_of_the_method() -> None:

@@ -268,7 +268,7 @@ def measure_grid(spec: GridSpec, env: DistEnv) -> int:
 
     entries = run.collect()
     matches = count_matches(entry for entry in entries if "error" not in entry)
-    meta = run.meta(entries, {"equality": matches, **spec.run.origin})
+    meta = run.meta(entries, {"equality": matches, **spec.run.sampling(run.header["pair"]), **spec.run.origin})
     run.write(encode_meta(meta | assemble(entries, spec.cells)), meta)
     return run.report(entries, [format_match_counts(matches)] if matches else [])
 

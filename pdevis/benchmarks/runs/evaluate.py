@@ -205,7 +205,7 @@ def evaluate(spec: RunSpec, env: DistEnv) -> int:
     entries = run.collect()
     key = method_keys(spec.task.name)["speculative"]
     matches = count_matches(entry[key] for entry in entries if key in entry)
-    meta = run.meta(entries, {"equality": matches, **spec.origin})
+    meta = run.meta(entries, {"equality": matches, **spec.sampling(run.header["pair"]), **spec.origin})
     run.write(encode_results(spec.task.name, entries), meta)
     if not env.is_main:
         return 0

@@ -26,14 +26,14 @@ from pdevis.benchmarks.runs.result_files import LINES, METHODS, Meta
 from pdevis.benchmarks.tasks import BENCHMARKS, Item, Task, get_task
 from pdevis.cli import (
     Parser,
-    add_decode_flags,
     add_draft_flags,
     add_model_flags,
-    decode_config,
     draft_config,
     pair_arguments,
 )
-from pdevis.config import PROCESSING, DecodeConfig, DraftConfig
+from pdevis.config import MODEL, MODEL_FIELDS, PROCESSING, DecodeConfig, DraftConfig
+from pdevis.controls.decode_flags import add_decode_flags, decode_config, given_fields
+from pdevis.controls.model_settings import fill_in
 from pdevis.util.argtypes import choice, comma_list, one_line, positive_int
 from pdevis.util.files import make_parent_folder, prepare_output_file
 from pdevis.util.provenance import sha256, versions
@@ -172,6 +172,7 @@ class RunSpec:
         items: its questions.
         methods: decoders that answer, in the order of `METHODS`.
         draft, decode: settings; the seed of `decode` is the one that the seeds of single answers are derived from.
+        given: `MODEL_FIELDS` that the flags give; the pair's own values replace the others (--sampling model).
         chat: put the prompts into the chat template, if the tokenizer has one.
         pair: how to load the models.
         output: the result file.
@@ -185,6 +186,7 @@ class RunSpec:
     methods: tuple[str, ...]
     draft: DraftConfig
     decode: DecodeConfig
+    given: frozenset[str]
     chat: bool
     pair: PairLoader
     output: Output
@@ -195,7 +197,20 @@ class RunSpec:
     def generation_settings(self, pair: SpeculativePair | None) -> GenerationSettings:
         """Settings shared by all items; prompts go through the chat template only if the tokenizer has one."""
         has_template = pair is not None and bool(pair.tokenizer.chat_template)
-        return GenerationSettings(self.methods, self.decode, chat=self.chat and has_template)
+        decode = fill_in(self.decode, self.given, pair.defaults) if pair is not None else self.decode
+        return GenerationSettings(self.methods, decode, chat=self.chat and has_template)
+
+    def sampling(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        """Facts for the meta file: the `MODEL_FIELDS` in use, if the model's own values were asked for.
+
+        Args:
+            pair: labels of the pair, as `SpeculativePair.describe` returns them.
+        """
+        if "sampling" not in pair:
+            return {}
+        values = {name: getattr(self.decode, name) for name in MODEL_FIELDS}
+        own = {name: value for name, value in pair["sampling"].items() if name not in self.given}
+        return {"sampling": values | own}
 
     def header(self, settings: Mapping[str, Any]) -> Meta:
         """Header of the run's files, with these settings."""
@@ -241,8 +256,9 @@ def make_run_spec(args: argparse.Namespace, *, env: DistEnv, output: Output, fre
     task = get_task(args.benchmark)
     dataset = _find_dataset(args)
     items = task.load(dataset, args.k)
-    decode = decode_config(args)
-    if not decode.greedy and decode.seed is None:
+    decode, given = decode_config(args), given_fields(args)
+    may_sample = not decode.greedy or (args.sampling == MODEL and "temperature" not in given)
+    if may_sample and decode.seed is None:
         recorded = _recorded_seed(output) if args.resume else None
         decode = decode_config(args, seed=fresh_seed if recorded is None else recorded)
     function = load_code(args.code_path)
@@ -252,6 +268,7 @@ def make_run_spec(args: argparse.Namespace, *, env: DistEnv, output: Output, fre
         methods=tuple(method for method in METHODS if method in args.methods),
         draft=draft_config(args),
         decode=decode,
+        given=given,
         chat=args.chat,
         pair=_pair_loader(args, env, function),
         output=output,
@@ -289,14 +306,25 @@ def _settings(args: argparse.Namespace, dataset: Path, decode: DecodeConfig) -> 
         "dataset_sha256": sha256(dataset),
         "code_sha256": sha256(args.code_path),
         **{name: getattr(args, name) for name in names},
-        **({"thinking": args.thinking} if args.thinking else {}),
+        **{name: getattr(args, name) for name in ("thinking", "sampling") if getattr(args, name)},
         "draft_mode": draft.pop("mode"),
         **draft,
-        **{
-            name: getattr(decode, name)
-            for name in ("gamma", "max_new_tokens", "temperature", "top_k", "top_p", "seed", *PROCESSING, "stop")
-            if name not in (*PROCESSING, "stop") or getattr(decode, name) != getattr(DecodeConfig(), name)
-        },
+        **{name: getattr(decode, name) for name in ("gamma", "max_new_tokens", "seed")},
+        **_processing(args, decode),
+    }
+
+
+def _processing(args: argparse.Namespace, decode: DecodeConfig) -> dict[str, Any]:
+    """Settings of logits and stop strings that the flags decide; with --sampling model the pair decides the others."""
+    default, asks_model = DecodeConfig(), args.sampling == MODEL
+    given = given_fields(args) if asks_model else ()
+    left_to_model = [name for name in MODEL_FIELDS if asks_model and name not in given]
+    values = {name: getattr(decode, name) for name in dict.fromkeys((*MODEL_FIELDS, *PROCESSING))}
+    recorded = {"temperature", "top_k", "top_p", *given}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in left_to_model and (name in recorded or value != getattr(default, name))
     }
 
 
