@@ -13,8 +13,25 @@ import sys
 from collections.abc import Sequence
 
 from pdevis.cli import run_main
+from pdevis.devices import check_device
 from pdevis.lm_eval.adapter import register
 from pdevis.util.files import home_for_libraries
+
+
+def name_device(words: Sequence[str]) -> list[str]:
+    """Return lm_eval's arguments with the device of the models as `--device`, which its result file records.
+
+    Without it lm_eval records and passes its own default, a GPU, and refuses `device=` among the model's arguments.
+    """
+    words = list(words)
+    if "--model_args" not in words or any(word.partition("=")[0] in ("--device", "--config") for word in words):
+        return words
+    start = words.index("--model_args") + 1
+    end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
+    parts = [part for word in words[start:end] for part in word.split(",") if part]
+    devices = [part.partition("=")[2] for part in parts if part.startswith("device=")]
+    kept = ",".join(part for part in parts if not part.startswith("device="))
+    return [*words[:start], kept, *words[end:], "--device", *(devices[-1:] or [str(check_device(None))])]
 
 
 def run(words: Sequence[str]) -> None:
@@ -24,7 +41,7 @@ def run(words: Sequence[str]) -> None:
     register()
     from lm_eval.__main__ import cli_evaluate
 
-    sys.argv = ["python -m pdevis.lm_eval", *words]  # lm_eval reads its flags from sys.argv
+    sys.argv = ["python -m pdevis.lm_eval", *name_device(words)]  # lm_eval reads its flags from sys.argv
     cli_evaluate()
 
 

@@ -31,6 +31,17 @@ DEFAULT_MAX_NEW_TOKENS = 256  # if neither the task nor the user sets a limit, a
 DEFAULT_SEED = 1234  # of sampled answers, as in lm_eval
 LM_EVAL_DEFAULT_DEVICE = "cuda:0"  # passed by lm_eval if its user names no device, even without a GPU
 
+SPEED = (  # of `DecodeStats`, sums over all answers, in lm_eval's result file
+    "new_tokens",
+    "prefill_seconds",
+    "decode_seconds",
+    "tokens_per_second",
+    "drafted",
+    "accepted",
+    "acceptance_rate",
+    "mean_accept_length",
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -109,6 +120,7 @@ class Adapter:
         self.thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self.think_end_token = think_end_token
         self.scorer = Scorer(self.pair.target)
+        self.total = DecodeStats(method=method)  # of all answers
 
     # ---- properties that lm_eval reads ----
 
@@ -128,8 +140,9 @@ class Adapter:
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return models, devices, formats and drafting settings, for lm_eval's result file."""
-        return {MODEL_NAME: self.pair.describe() | {"gamma": self.base.gamma, "method": self.method}}
+        """Return models, devices, formats, drafting settings and the speed so far, for lm_eval's result file."""
+        about = self.pair.describe() | {"gamma": self.base.gamma, "method": self.method}
+        return {MODEL_NAME: about | {"answers": {name: getattr(self.total, name) for name in SPEED}}}
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return apply_chat_template(
@@ -200,16 +213,15 @@ class Adapter:
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the text after each context, up to the first stop string or the limit on tokens."""
         results = []
-        total = DecodeStats(method=self.method)
         bar = tqdm([request.args for request in requests], disable=disable_tqdm, desc=f"answers ({self.method})")
         for number, (context, arguments) in enumerate(bar):
             text, stats = self._answer(context, dict(arguments), number=number)
-            total = DecodeStats.sum((total, stats))
+            self.total = DecodeStats.sum((self.total, stats))
             self.cache_hook.add_partial("generate_until", (context, arguments), text)
             results.append(text)
-            if total.tokens_per_second:
-                bar.set_postfix_str(describe_speed(total), refresh=False)
-        log.info("%s answers: %s", len(results), describe_speed(total))
+            if self.total.tokens_per_second:
+                bar.set_postfix_str(describe_speed(self.total), refresh=False)
+        log.info("%s answers: %s", len(results), describe_speed(self.total))
         return results
 
     def _answer(self, context: str, arguments: dict[str, Any], number: int) -> tuple[str, DecodeStats]:

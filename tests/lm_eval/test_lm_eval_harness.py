@@ -103,13 +103,18 @@ def test_harness_runs_tasks(
     evaluated = simple_evaluate(model=adapter, tasks=names, task_manager=manager, log_samples=True, bootstrap_iters=0)
     check_samples(evaluated["samples"], tasks.texts, tasks.stop, reference)
     assert 0 <= evaluated["results"]["tiny_choice"]["acc,none"] <= 1
+    answers = evaluated["config"]["pdevis"]["answers"]
+    assert answers["tokens_per_second"] == pytest.approx(answers["new_tokens"] / answers["decode_seconds"])
+    assert answers["acceptance_rate"] == answers["accepted"] / answers["drafted"]
+    assert answers["new_tokens"] == adapter.total.new_tokens > 0
 
 
 @pytest.mark.slow
 def test_command_line_runs_tasks(folder: Path, reference: Any, tasks: SimpleNamespace, tmp_path: Path) -> None:
     """The same through `python -m pdevis.lm_eval`: lm_eval alone takes twenty seconds to list its tasks."""
     model = (
-        f"target={folder},target_precision=float64,draft_precision=float64,gamma=3,draft_mode=parallel,threshold=0.5"
+        f"target={folder},target_precision=float64,draft_precision=float64,gamma=3,draft_mode=parallel,threshold=0.5,"
+        "device=cpu"
     )
     words = ["--model", "pdevis", "--model_args", model, "--tasks", "tiny_choice,tiny_generate", "--log_samples"]
     words += ["--include_path", str(tasks.folder), "--output_path", str(tmp_path / "out")]
@@ -130,4 +135,7 @@ def test_command_line_runs_tasks(folder: Path, reference: Any, tasks: SimpleName
         samples[name] = sorted(map(json.loads, path.read_text().splitlines()), key=lambda sample: sample["doc_id"])
     check_samples(samples, tasks.texts, tasks.stop, reference)
     [results] = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(results.read_text())["config"]["pdevis"]["mode"] == "parallel"
+    config = json.loads(results.read_text())["config"]
+    assert config["pdevis"]["mode"] == "parallel"
+    assert config["device"] == config["pdevis"]["target_device"] == "cpu"
+    assert config["pdevis"]["answers"]["new_tokens"] > 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pdevis import DecodeConfig
+from pdevis.lm_eval.__main__ import name_device
 from pdevis.lm_eval.adapter import model_class
 from pdevis.lm_eval.arguments import read_request, sort_settings
 from pdevis.lm_eval.stops import cut_answer
@@ -42,6 +43,19 @@ def test_requests_become_settings() -> None:
     assert config.greedy
     with pytest.raises(ValueError, match="num_beams: must be some of"):
         read_request({"num_beams": 4}, number=0, base=base)
+
+
+def test_the_device_of_the_models_is_the_one_that_lm_eval_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ["--model", "pdevis", "--model_args"]
+    for gpu, default in ((False, "cpu"), (True, "cuda:0")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpu=gpu: int(gpu))
+        named = [*model, "target=x,gamma=3", "--tasks", "a", "--device", default]
+        assert name_device([*model, "target=x,gamma=3", "--tasks", "a"]) == named
+    parts = [*model, "target=x,device=cpu:1", "gamma=3", "--tasks", "a"]
+    assert name_device(parts) == [*model, "target=x,gamma=3", "--tasks", "a", "--device", "cpu:1"]
+    for words in (["ls", "tasks"], [*model, "target=x", "--device=cpu"], ["--config", "f.yaml", *model, "target=x"]):
+        assert name_device(words) == words
 
 
 def test_model_arguments(tiny_folder: Callable[..., Path]) -> None:
