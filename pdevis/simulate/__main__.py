@@ -71,7 +71,8 @@ def _add_input_flags(parser: Parser) -> None:
     add("--profile", dest="tuned", metavar="FILE", help="use the times that python -m pdevis.tune has measured")
     add("--draft_ms", type=positive_float, metavar="X", help="time of an exact draft step on one device")
     add("--target_ms", type=positive_float, metavar="X", help="time of a target forward, over one token or several")
-    add("--token_ms", type=bounded_float(), metavar="X", help="time that each further token adds (default: as traced)")
+    text = "time that each further token adds (default: as traced, in proportion)"
+    add("--token_ms", type=bounded_float(), metavar="X", help=text)
     text = "the attention's fraction of a layer's time (default: by weights)"
     add("--attention_share", type=FRACTION, metavar="X", help=text)
     add("--head_share", type=FRACTION, metavar="X", help="the head's fraction of a draft step (default: by weights)")

@@ -140,6 +140,8 @@ def find_timing(
 ) -> Timing:
     """Return the times given by the flags, else those of the profile, else those of the traces.
 
+    The traced time of a further token is scaled as the time of a draft step is by a flag or a profile.
+
     Raises:
         ValueError: none of them has the time of an exact draft step, or of a target forward.
     """
@@ -163,6 +165,8 @@ def find_timing(
             f"mode exact on one device without overlap{tuned}"
         )
     token = traced.token_seconds if token_ms is None else token_ms / 1000
+    if token_ms is None and traced.step_seconds:  # of the machine of the trace: the proportion to a step is kept
+        token *= draft / traced.step_seconds
     return Timing(RoundCosts(draft, verify, ()), draft_from, verify_from, token)
 
 

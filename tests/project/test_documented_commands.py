@@ -27,7 +27,20 @@ DOCUMENTS = [
 STARTS = ("python ", "make ", "torchrun ", "accelerate launch ", "pip install ", "echo ")
 PACKAGES = ("pdevis.tune", "pdevis.simulate", "pdevis.calibrate", "pdevis.verify")
 MODULES = {package: f"{package.replace('.', '/')}/__main__.py" for package in PACKAGES}
-NOT_HERE = ("FOLDER", "DRAFTER", "FILE", "qwen-", "llama-", "cuda", "ranks", "Data/", "my-data", "e1.jsonl", "o2.jsonl")
+NOT_HERE = (
+    "FOLDER",
+    "DRAFTER",
+    "FILE",
+    "qwen-",
+    "llama-",
+    "cuda",
+    "ranks",
+    "Data/",
+    "my-data",
+    "e1.jsonl",
+    "o2.jsonl",
+    "pair-exact",
+)
 LIMITS = {  # flags that keep a documented run short
     "appInference.py": ["--length", "4"],
     "evaluate_specbench.py": ["--max-examples", "1", "--max-gen-len", "4", "--no-progress"],

@@ -50,6 +50,9 @@ def test_time_of_a_further_token(tmp_path):
     assert timing.costs.draft_seconds == 0.016
     assert timing.token_seconds == pytest.approx(0.003)
     assert find_timing(traces, token_ms=1.0).token_seconds == 0.001
+    half = find_timing(traces, draft_ms=8.0)  # a faster device: not the milliseconds of the traced one
+    assert half.token_seconds == pytest.approx(0.0015)
+    assert find_timing(traces, draft_ms=8.0, token_ms=1.0).token_seconds == 0.001
 
 
 def test_times_from_a_profile(tmp_path):
