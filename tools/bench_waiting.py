@@ -4,8 +4,9 @@
     python tools/bench_waiting.py --policies none,passive,spin:1000 --rounds 5
 
 Between two products a thread waits for the others, either spinning, which is fast if each has a core of its own, or
-asleep, which leaves the core to other programs. A policy is "none" (what the library does by itself), "passive"
-(OMP_WAIT_POLICY=PASSIVE), "spin:N" (GOMP_SPINCOUNT=N, GNU's OpenMP), or "threads:N".
+asleep, which leaves the core to other programs. A policy is "none" (what the library does by itself), "auto" (a thread
+for each core that other programs leave, as in the chat), "passive" (OMP_WAIT_POLICY=PASSIVE), "spin:N"
+(GOMP_SPINCOUNT=N, GNU's OpenMP), or "threads:N".
 Each is timed in a fresh process, plain and speculative, in turn; the busy process is an endless loop on one core.
 
 Printed are tokens/s, medians over the rounds, and ratios to the first policy on the quiet machine.
@@ -26,13 +27,16 @@ from pdevis.cli import DEFAULT_TARGET, Parser, run_main
 from pdevis.util.argtypes import comma_list, positive_int
 from pdevis.util.console import StderrLog, format_number, make_console, make_table
 
-DEFAULT_POLICIES = ("none", "passive", "spin:300", "spin:3000", "spin:30000", "threads:1")
+DEFAULT_POLICIES = ("none", "auto", "passive", "spin:300", "spin:3000", "spin:30000", "threads:1")
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 METHODS = ("target", "speculative")
 CHILD = """
 import json, sys
+from pdevis.tune.free_cores import ThreadChoice
+threads = ThreadChoice(enabled=sys.argv[3] == "auto")
 from pdevis import DecodeConfig, load_pair
 pair = load_pair(sys.argv[1])
+threads.adapt()
 config = DecodeConfig(max_new_tokens=int(sys.argv[2]), gamma=3, eos_ids=())
 for method in ("target", "speculative"):
     pair.generate("Why is the sky blue?", config, method)
@@ -47,13 +51,13 @@ def environment(policy: str) -> dict[str, str]:
     """Return the environment of a process under a policy. Raises ValueError for one that is unknown."""
     base = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     kind, _, number = policy.partition(":")
-    if policy == "none":
+    if policy in ("none", "auto"):
         return base
     if policy == "passive":
         return base | {"OMP_WAIT_POLICY": "PASSIVE"}
     if kind in ("spin", "threads") and number.isdecimal():
         return base | {"GOMP_SPINCOUNT" if kind == "spin" else "OMP_NUM_THREADS": number}
-    raise ValueError(f"--policies: {policy!r} must be none, passive, spin:N or threads:N")
+    raise ValueError(f"--policies: {policy!r} must be none, auto, passive, spin:N or threads:N")
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def busy_process(wanted: bool) -> Iterator[None]:
 
 def measure(policy: str, model: str, length: int) -> dict[str, float]:
     """Return the tokens/s of both methods in a fresh process. Raises ValueError if it fails."""
-    command = [sys.executable, "-c", CHILD, model, str(length)]
+    command = [sys.executable, "-c", CHILD, model, str(length), policy]
     done = subprocess.run(command, env=environment(policy), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"a process under {policy} failed: {(done.stderr.strip() or 'no output').splitlines()[-1]}")

@@ -23,6 +23,7 @@ from pdevis.util.console import make_console, progress_on_stderr
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
+    from pdevis.tune.free_cores import ThreadChoice
 
 MANAGER_CHOICES = {"start": "talk to the models", "sweep": "measure several gammas: sweep 2 4 6", "exit": "leave"}
 
@@ -53,13 +54,15 @@ def run_chat(args: argparse.Namespace) -> int:
         return 0
     prompt = read_prompt(args)
     decode = decode_config(args)
+    threads = _thread_choice(args)
     pair = _load_pair_with_progress(arguments)
     decode = fill_in(decode, given_fields(args), pair.defaults)
     session = ChatSession(pair, decode, chat=args.chat, system=args.system)
     if prompt is not None:
+        threads.adapt()
         return answer_once(session, prompt, as_json=args.json)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    chat = Chat(session, make_console())
+    chat = Chat(session, make_console(), threads)
     render.print_line(chat.console, render.format_banner(session.pair.describe()), style="dim")
     commands = {name: command.help for name, command in COMMANDS.items()}
     read = terminal_reader(commands) if interactive else line_reader(sys.stdin)
@@ -74,6 +77,17 @@ def _load_pair(arguments: dict[str, Any]) -> SpeculativePair:
     from pdevis.pair import load_pair  # torch takes seconds to import, and mistakes in flags are found without it
 
     return load_pair(**arguments)
+
+
+def _thread_choice(args: argparse.Namespace) -> ThreadChoice:
+    """Return the choice of torch's threads, which are left alone on GPUs and where flags place models or threads."""
+    import torch
+
+    from pdevis.tune.free_cores import ThreadChoice
+
+    placed = (args.device, args.target_device, args.draft_device, args.profile, args.overlap or None)
+    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
+    return ThreadChoice(enabled=on_cpu and all(value in (None, "cpu") for value in placed))
 
 
 def _load_pair_with_progress(arguments: dict[str, Any]) -> SpeculativePair:
@@ -91,8 +105,11 @@ def handle(chat: Chat, text: str) -> bool:
         if text.startswith("/") and not text.startswith("//"):
             dispatch(chat, text)
         elif text:
+            if note := chat.threads.adapt():
+                print(f"note: {note}", file=sys.stderr)
             display = render.AnswerDisplay(chat.console, headings=len(chat.session.methods) > 1)
             display.show(chat.session.answer(text[1:] if text.startswith("//") else text))
+            chat.threads.watch()
     except LeaveChat:
         return False
     except BrokenPipeError:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,6 +21,9 @@ from pdevis.util.argtypes import gamma_value, id_numbers, nearest, parse_value
 from pdevis.util.console import progress_on_stderr
 from pdevis.util.files import expand_user
 
+if TYPE_CHECKING:
+    from pdevis.tune.free_cores import ThreadChoice
+
 NONE = "none"  # takes a setting back
 
 
@@ -30,10 +33,11 @@ class LeaveChat(Exception):
 
 @dataclass(frozen=True)
 class Chat:
-    """A session and the console that shows it."""
+    """A session, the console that shows it, and the choice of threads before each answer."""
 
     session: ChatSession
     console: Console
+    threads: ThreadChoice
 
 
 @dataclass(frozen=True)

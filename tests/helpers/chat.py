@@ -12,6 +12,7 @@ from pdevis.chat.session import ChatSession
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats, Generation, TokenEvent
 from pdevis.text import PromptTooLongError
+from pdevis.tune.free_cores import ThreadChoice
 from pdevis.util.console import make_console
 
 SPEED = {"target": 10.0, "speculative": 20.0, "drafter": 40.0}  # tokens per decode second
@@ -148,7 +149,7 @@ class Screen:
         self.pair = pair or FakePair()
         self.file = StringIO()
         self.session = ChatSession(self.pair, DecodeConfig(**decode), chat)
-        self.chat = Chat(self.session, make_console(self.file))
+        self.chat = Chat(self.session, make_console(self.file), ThreadChoice(enabled=False))
 
     def enter(self, *lines: str) -> str:
         """Enter lines and return what they print. The chat must continue after each of them."""

@@ -22,7 +22,7 @@ def test_environments(monkeypatch):
     assert environment("threads:1")["OMP_NUM_THREADS"] == "1"
     assert environment("none")["PATH"] == os.environ["PATH"]
     for wrong in ("spin", "spin:x", "fast"):
-        with pytest.raises(ValueError, match=f"'{wrong}' must be none, passive, spin:N or threads:N"):
+        with pytest.raises(ValueError, match=f"'{wrong}' must be none, auto, passive, spin:N or threads:N"):
             environment(wrong)
 
 

@@ -18,7 +18,7 @@ from pdevis.benchmarks.gpu.model_costs import drafter_costs, free_memory, target
 from pdevis.benchmarks.gpu.pair_costs import embedded_on_both, exactness, pair_speeds
 from pdevis.devices import find_device_slots
 from pdevis.util.console import StderrLog, make_console
-from pdevis.util.files import encode_json, parse_json, prepare_output_file, read_text, write_atomic
+from pdevis.util.files import encode_json, locked_new_file, parse_json, read_text, write_atomic
 from pdevis.util.provenance import git_state, now, versions
 from pdevis.util.validation import ModelLoadError, first_line
 
@@ -126,13 +126,14 @@ def run_gpu(args: argparse.Namespace, root: Path) -> int:
     device = find_device_slots(args.device, "device")[0].device
     run, log = GpuRun(device, quick=args.quick, root=root), StderrLog()
     chosen = choose_parts(run.parts(), args.parts)
-    result = _open_result(args, device)
-    log(f"{result['device']}: {len(chosen)} parts, at most {args.budget:g} s")
-    try:
-        _measure_parts(chosen, result, args, log)
-    except KeyboardInterrupt:
-        log(f"stopped: finished parts are in {args.output}; --resume measures the others")
-        raise
+    with locked_new_file(args.output, args.overwrite or args.resume):
+        result = _open_result(args, device)
+        log(f"{result['device']}: {len(chosen)} parts, at most {args.budget:g} s")
+        try:
+            _measure_parts(chosen, result, args, log)
+        except KeyboardInterrupt:
+            log(f"stopped: finished parts are in {args.output}; --resume measures the others")
+            raise
     show_gpu(make_console(), result)
     return int(any("error" in part for part in result["parts"].values()))
 
@@ -174,7 +175,7 @@ def _measured(part: Part) -> dict[str, Any]:
 
 
 def _open_result(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Return the result so far: of the file to continue, or a new one. Raises ValueError if the file is in the way."""
+    """Return the result so far: of the file to continue, or a new one. Raises ValueError if that is of another run."""
     path: Path = args.output
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if path.exists() and args.resume:
@@ -183,9 +184,6 @@ def _open_result(args: argparse.Namespace, device: torch.device) -> dict[str, An
             raise ValueError(f"--resume: {path} is not a run of this script on {name} with the same --quick")
         result["parts"] = {name: part for name, part in result["parts"].items() if is_measured(part)}
         return result
-    if path.exists() and not args.overwrite:
-        raise ValueError(f"--output {path}: exists; give --resume or --overwrite")
-    prepare_output_file(path)
     cuda = {"cuda": torch.version.cuda, "count": torch.cuda.device_count()} if device.type == "cuda" else {}
     return {
         "benchmark": BENCHMARK,

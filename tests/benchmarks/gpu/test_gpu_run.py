@@ -122,7 +122,7 @@ def test_mistakes_are_one_line(run, tmp_path):
     assert code == 2
     assert "--parts: 'nothing' must be the beginning of one of bandwidth" in err
     (tmp_path / "gpu.json").write_text("{}")
-    assert run("--parts", "bandwidth")[2].strip().endswith("exists; give --resume or --overwrite")
+    assert run("--parts", "bandwidth")[2].strip().endswith("already exists: --overwrite replaces it")
     assert "is not a run of this script on cpu" in run("--parts", "bandwidth", "--resume")[2]
     assert run("--parts", "bandwidth", "--overwrite")[0] == 0
     (tmp_path / "other.json").write_text("[]")
