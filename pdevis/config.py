@@ -156,7 +156,8 @@ class DecodeConfig:
         processors: further functions (ids [1, N], logits [1, V]) -> logits, such as a `LogitsProcessorList` of
             transformers; without memory, and for a drafter in other processes picklable.
         stop: strings that end the text with the token that completes one of them.
-        stop_after: stop strings count only after this string, such as the end of a thought; None: everywhere.
+        stop_in_thoughts: stop strings count in the reasoning of thinking models too.
+        stop_after: the text begins with a thought that this string ends: stop strings count only after it.
         logprobs: log-probabilities of each new token, and of the N most probable ones at its place; None: none.
     """
 
@@ -178,6 +179,7 @@ class DecodeConfig:
     suppress_tokens: tuple[int, ...] = ()
     processors: Sequence[Callable[[Any, Any], Any]] = field(default=(), hash=False)
     stop: tuple[str, ...] = ()
+    stop_in_thoughts: bool = True
     stop_after: str | None = None
     logprobs: int | None = None
 

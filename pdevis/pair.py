@@ -213,9 +213,7 @@ class SpeculativePair:
         ids = self.encode(prompt)
         model = self.drafter if method == "drafter" else self.target
         check_ids(ids, model.vocab_size, model.context_length)
-        config, ends_text = resolve_controls(
-            config, self.tokenizer, eos_ids=self.eos_ids, prompt_tokens=len(ids), model=model
-        )
+        config, ends_text = resolve_controls(config, self.tokenizer, eos_ids=self.eos_ids, prompt=ids, model=model)
         if config.overlap and method == "speculative" and not (self.workers and self.workers.concurrent):
             raise ValueError("overlap = True: must be given to load_pair too, which starts the drafter's own process")
         self._stop_running()

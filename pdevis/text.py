@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 from jinja2 import Environment
 
 from pdevis.generation import DecodeStats, TokenEvent
+from pdevis.reasoning.reasoning_stream import ReasoningStream
 from pdevis.util.files import parse_json
 from pdevis.util.validation import first_line
 
@@ -170,6 +172,35 @@ class GenerationStream(Iterator[TokenEvent]):
         self._on_end(self.stats)
 
 
+def read_thoughts(ids: Sequence[int], tokenizer: Any, opening: str = "") -> ReasoningStream:
+    """Return the division of a text that has been written.
+
+    Args:
+        ids: all new tokens.
+        tokenizer: of the model.
+        opening: as for `ReasoningStream`.
+    """
+    thoughts, text = ReasoningStream(opening), TextStream(tokenizer)
+    if text.is_local:
+        for number, token in enumerate(ids, 1):
+            thoughts.add(text.add(token, last=number == len(ids)))
+    else:  # its tokens have no text of their own: search for the one with which the last thought ends
+        counts = range(1, len(ids))
+        thoughts.add(text.decode(list(ids)))
+        if thoughts.tokens:
+            ends = bisect_left(counts, True, key=lambda count: _has_thought(text.decode(list(ids[:count])), opening))
+            thoughts.tokens = ends + 1
+    thoughts.finish()
+    return thoughts
+
+
+def _has_thought(text: str, opening: str) -> bool:
+    """Return True if a text has a thought that has ended."""
+    thoughts = ReasoningStream(opening)
+    thoughts.add(text)
+    return bool(thoughts.tokens) and not thoughts.is_thinking
+
+
 def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool, model: str) -> list[int]:
     """Return the token ids of a prompt; arguments and errors as for `SpeculativePair.encode`.
 
@@ -209,12 +240,18 @@ def _parts(prompt: Any) -> list[Any]:
     return list(prompt)
 
 
-def set_thinking(tokenizer: Any, on: bool) -> None:
+def set_thinking(tokenizer: Any, on: bool | None) -> None:
     """Turn the thoughts of a model on or off in all prompts that this tokenizer's chat template makes from now on.
+
+    Args:
+        on: None: the template's own default.
 
     Raises:
         ValueError: the chat template has no such switch.
     """
+    if on is None:
+        tokenizer.template_options = {}
+        return
     templates = tokenizer.chat_template
     texts = list(templates.values()) if isinstance(templates, dict) else [templates or ""]
     if not any(THINKING_SWITCH in text for text in texts):

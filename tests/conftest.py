@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from helpers.tiny_models import ARCHITECTURES, make_model, make_tokenizer
+from helpers.tiny_models import ARCHITECTURES, OPENING_TEMPLATE, make_model, make_tokenizer, save_thinking_model
 from pdevis.loading.embedded import prepare
 from pdevis.util.validation import ModelLoadError
 
@@ -56,6 +56,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return made[key]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def thinking_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that thinks as Qwen3 does (`save_thinking_model`)."""
+    return save_thinking_model(tmp_path_factory.mktemp("tiny-thinking"))
+
+
+@pytest.fixture(scope="session")
+def opening_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a template that opens the thought in the prompt, as that of DeepSeek-R1 does."""
+    return save_thinking_model(tmp_path_factory.mktemp("tiny-opening"), OPENING_TEMPLATE)
 
 
 @pytest.fixture(scope="session")

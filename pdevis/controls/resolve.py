@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from pdevis.config import DecodeConfig
 from pdevis.controls.stop_strings import StopStrings, split_special
 from pdevis.models.causal_lm import CausalLM
+from pdevis.reasoning.reasoning_stream import ReasoningStream, prompt_opening
 from pdevis.util.argtypes import nearest
 from pdevis.util.validation import check_kind
 
@@ -31,7 +32,7 @@ def given_config(config: DecodeConfig | None, changes: Mapping[str, Any], defaul
 
 
 def resolve_controls(
-    config: DecodeConfig, tokenizer: Any, *, eos_ids: tuple[int, ...], prompt_tokens: int, model: CausalLM
+    config: DecodeConfig, tokenizer: Any, *, eos_ids: tuple[int, ...], prompt: Sequence[int], model: CausalLM
 ) -> tuple[DecodeConfig, Callable[[int], bool] | None]:
     """Return settings with `eos_ids` and all processors, and what finds stop strings (None: there are none).
 
@@ -39,7 +40,7 @@ def resolve_controls(
         config: as the user gave it.
         tokenizer: of the model.
         eos_ids: those of the target, if the settings name none.
-        prompt_tokens: length of the prompt.
+        prompt: its token ids.
         model: that writes the text.
 
     Raises:
@@ -54,10 +55,17 @@ def resolve_controls(
     if config.stop:
         texts, special = split_special(config.stop, tokenizer)
         config = replace(config, eos_ids=(*config.eos_ids, *special))
-        ends_text = StopStrings(texts, tokenizer, config.stop_after).add if texts else None
+        ends_text = StopStrings(texts, tokenizer, _thoughts(config, tokenizer, prompt)).add if texts else None
     if config.processes_logits:
         from pdevis.controls.processors import make_processors  # most generations need none of it
 
-        made = make_processors(config, prompt_tokens=prompt_tokens)
+        made = make_processors(config, prompt_tokens=len(prompt))
         config = replace(config, processors=made)
     return config, ends_text
+
+
+def _thoughts(config: DecodeConfig, tokenizer: Any, prompt: Sequence[int]) -> ReasoningStream | None:
+    """Return what divides the text for stop strings; None if they count everywhere."""
+    if config.stop_after is not None:
+        return ReasoningStream(end=config.stop_after, is_thinking=True)
+    return None if config.stop_in_thoughts else ReasoningStream(prompt_opening(tokenizer, prompt))

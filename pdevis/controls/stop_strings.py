@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
+from pdevis.reasoning.reasoning_stream import ReasoningStream
 from pdevis.text import TextStream
 
 
@@ -14,39 +16,31 @@ class StopStrings:
     Args:
         stops: the strings, not empty.
         tokenizer: of the text.
-        after: stop strings count only after this string, such as the tag that ends a thought, and the blanks that
-            follow it; None: everywhere.
+        thoughts: divides the text, whose answer alone may have stop strings; None: they count everywhere.
     """
 
-    def __init__(self, stops: Sequence[str], tokenizer: Any, after: str | None = None) -> None:
+    def __init__(self, stops: Sequence[str], tokenizer: Any, thoughts: ReasoningStream | None = None) -> None:
         self.stops = tuple(stops)
         self._stream = TextStream(tokenizer)
-        self._after = after
-        self._follows_tag = False  # nothing but blanks has come since `after`
+        self._thoughts = thoughts
         self._tail = ""  # of the text: what a string may begin in
-        self._longest = max(map(len, (*self.stops, after or "")))
+        self._longest = max(map(len, self.stops))
         self._ids: list[int] = []  # all of them, if the tokenizer gives no text before the end
 
     def add(self, token: int) -> bool:
         """Append a token; return True if it completes a stop string."""
-        if not self._stream.is_local:
+        if self._stream.is_local:
+            text = self._tail + _answer(self._stream.add(token), self._thoughts)
+        else:
             self._ids.append(token)
-            text = self._stream.decode(self._ids)
-            text = text if self._after is None else text.partition(self._after)[2].lstrip()
-            return any(stop in text for stop in self.stops)
-        self._tail += self._stream.add(token)
-        if self._after is not None:
-            _, tag, rest = self._tail.partition(self._after)
-            if not tag:
-                self._tail = self._tail[-self._longest :]
-                return False
-            self._tail, self._after, self._follows_tag = rest, None, True
-        if self._follows_tag:
-            self._tail = self._tail.lstrip()
-            self._follows_tag = not self._tail
-        found = any(stop in self._tail for stop in self.stops)
-        self._tail = self._tail[-self._longest :]
-        return found
+            text = _answer(self._stream.decode(self._ids), copy(self._thoughts))
+        self._tail = text[-self._longest :]
+        return any(stop in text for stop in self.stops)
+
+
+def _answer(text: str, thoughts: ReasoningStream | None) -> str:
+    """Return the part of a text that is no reasoning; all of it if it is not divided."""
+    return text if thoughts is None else "".join(part.text for part in thoughts.add(text) if not part.is_reasoning)
 
 
 def split_special(stops: Sequence[str], tokenizer: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:

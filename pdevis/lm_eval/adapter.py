@@ -22,7 +22,7 @@ from pdevis.lm_eval.arguments import read_request, sort_settings
 from pdevis.lm_eval.scoring import Scorer
 from pdevis.lm_eval.stops import cut_answer
 from pdevis.pair import SpeculativePair, load_pair
-from pdevis.reasoning.split_reasoning import opening_tag
+from pdevis.reasoning.split_reasoning import SplitText, opening_tag, unfinished_note
 from pdevis.text import apply_chat_template
 from pdevis.util.validation import check_one_of
 
@@ -77,9 +77,9 @@ class Adapter:
         max_gen_toks: limit on new tokens if a task sets none.
         max_length: context length in tokens; None: the target's.
         seed: added to the number of a request to seed its answer.
-        enable_thinking: passed to the chat template; None: the template's own default.
-        think_end_token: the text up to it is left out of answers, and stop strings count only after it. A thought that
-            does not end is no answer.
+        enable_thinking: lm_eval's name for thinking = "on" or "off"; None: the template's own default.
+        think_end_token: the text that ends each thought, for models whose tag is not known. Reasoning is left out of
+            answers, and stop strings do not count in it; a thought that does not end is no answer.
         settings: further arguments of `load_pair` (drafter, device, …) and fields of `DraftConfig` (mode or draft_mode,
             threshold, window, …).
 
@@ -106,6 +106,10 @@ class Adapter:
         self.method = method
         DecodeConfig(max_new_tokens=max_gen_toks, gamma=gamma, seed=seed)  # a mistake is found before the models load
         load_options, draft = sort_settings(settings)
+        if enable_thinking is not None:
+            if "thinking" in load_options:
+                raise ValueError("--model_args: thinking and enable_thinking are the same setting: give one of them")
+            load_options["thinking"] = "on" if enable_thinking else "off"
         if load_options.get("device") == LM_EVAL_DEFAULT_DEVICE and not torch.cuda.is_available():
             log.info("this machine has no %s: running on the CPU", LM_EVAL_DEFAULT_DEVICE)
             del load_options["device"]
@@ -117,7 +121,6 @@ class Adapter:
         self.max_length = longest if max_length is None else max_length
         if not 1 < self.max_length <= longest:
             raise ValueError(f"max_length = {max_length!r}: must be > 1 and <= {longest}, the target's context length")
-        self.thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self.think_end_token = think_end_token
         self.scorer = Scorer(self.pair.target)
         self.total = DecodeStats(method=method)  # of all answers
@@ -151,7 +154,6 @@ class Adapter:
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
-            **self.thinking,
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -212,19 +214,22 @@ class Adapter:
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the text after each context, up to the first stop string or the limit on tokens."""
-        results = []
+        results, unfinished = [], 0
         bar = tqdm([request.args for request in requests], disable=disable_tqdm, desc=f"answers ({self.method})")
         for number, (context, arguments) in enumerate(bar):
-            text, stats = self._answer(context, dict(arguments), number=number)
+            split, stats = self._answer(context, dict(arguments), number=number)
             self.total = DecodeStats.sum((self.total, stats))
-            self.cache_hook.add_partial("generate_until", (context, arguments), text)
-            results.append(text)
+            self.cache_hook.add_partial("generate_until", (context, arguments), split.answer)
+            results.append(split.answer)
+            unfinished += not split.finished
             if self.total.tokens_per_second:
                 bar.set_postfix_str(describe_speed(self.total), refresh=False)
         log.info("%s answers: %s", len(results), describe_speed(self.total))
+        if unfinished:
+            log.warning(unfinished_note(unfinished, len(results), limit="max_gen_toks", switch="thinking=off"))
         return results
 
-    def _answer(self, context: str, arguments: dict[str, Any], number: int) -> tuple[str, DecodeStats]:
+    def _answer(self, context: str, arguments: dict[str, Any], number: int) -> tuple[SplitText, DecodeStats]:
         config = read_request(arguments, number=number, base=self.base, think_end=self.think_end_token)
         max_context = self.max_length - config.max_new_tokens
         if max_context < 1:
@@ -237,8 +242,8 @@ class Adapter:
             text = "".join(event.text for event in stream)
         finally:
             stream.close()
-        answer = cut_answer(text, config.stop, think_end=self.think_end_token, opening=opening_tag(context))
-        return answer, stream.stats
+        split = cut_answer(text, config.stop, think_end=self.think_end_token, opening=opening_tag(context))
+        return split, stream.stats
 
 
 def describe_speed(stats: DecodeStats) -> str:

@@ -20,6 +20,7 @@ PAIR_ARGUMENTS = (  # of `load_pair`
     "graphs",
     "compile",
     "sampling",
+    "thinking",
 )
 ADAPTER_ARGUMENTS = (
     "target",
@@ -66,7 +67,7 @@ def read_request(
             top_k, top_p.
         number: of the request, part of its seed, so that sampled answers to equal requests differ.
         base: settings that a request does not name; it decides about sampling if the request says nothing of it.
-        think_end: stop strings count only after it; None: everywhere.
+        think_end: the text that ends each thought; None: stop strings count after thoughts that have a known tag.
 
     Raises:
         ValueError: for an argument that is not known, or a value that is not allowed.
@@ -91,4 +92,5 @@ def read_request(
     if options:
         allowed = "until, max_gen_toks, do_sample, temperature, top_k, top_p"
         raise ValueError(f"generation arguments {', '.join(sorted(options))}: must be some of {allowed}")
-    return replace(base, **values, seed=(base.seed or 0) + number, stop=(*base.stop, *stops), stop_after=think_end)
+    values |= {"stop": (*base.stop, *stops), "stop_in_thoughts": False, "stop_after": think_end}
+    return replace(base, **values, seed=(base.seed or 0) + number)

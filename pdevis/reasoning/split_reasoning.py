@@ -11,7 +11,8 @@ Forms that are recognised:
   the text has the closing one only: all that stands before it is reasoning.
 - channels (gpt-oss): the answer is the channel `final`, also after a decoder has removed the special tokens between
   them ("analysis…assistantfinal…").
-- the two sentences of Granite 3.2, "Here is my thought process:" and "Here is my response:".
+- the two sentences of Granite 3.2, "Here is my thought process:" and "Here is my response:". The first one alone may
+  begin an answer of any model.
 
 A tag in backticks is a mention of it. A text that ends inside a thought has no answer.
 """
@@ -22,8 +23,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_NAME = r"(?:\w+[:_])?(?:think|thinking|thoughts?|reasoning)"
-_TAGS = (  # opening and closing tag of a thought
+_NAME = r"(?:\w{1,20}[:_])?(?:think|thinking|thoughts?|reasoning)"
+TAGS = (  # opening and closing tag of a thought
     (rf"<\s*(?i:{_NAME})\s*>", rf"<\s*/\s*(?i:{_NAME})\s*>"),
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"◁think▷", r"◁/think▷"),
@@ -32,9 +33,9 @@ _TAGS = (  # opening and closing tag of a thought
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
     (r"<\|channel>thought", r"<channel\|>"),
 )
-_OPENING = "|".join(opening for opening, _ in _TAGS)
+_OPENING = "|".join(opening for opening, _ in TAGS)
 _TAG = re.compile(
-    "|".join(f"(?P<open{i}>{opening})|(?P<close{i}>{closing})" for i, (opening, closing) in enumerate(_TAGS))
+    "|".join(f"(?P<open{i}>{opening})|(?P<close{i}>{closing})" for i, (opening, closing) in enumerate(TAGS))
 )
 _OPENING_AT_END = re.compile(rf"(?:{_OPENING})(?=\s*\Z)")
 _ANY = -1  # the tag of a thought whose opening tag is not in the text, or of a closing tag that the caller names
@@ -52,10 +53,13 @@ _CHANNEL = re.compile(
     r"(.*?)(?=<\|(?:end|return|call|start|channel)\|>|\Z)",
     re.S,
 )
-_BARE_CHANNEL = re.compile(r"\s*(?:analysis|commentary)(?=[^\W_]|[*\"“]|[\s\S]*assistantfinal)")
+_NAMES, _NEXT = r"(?:analysis|commentary)", r"[^\W_]|[*\"“]"  # of channels whose special tokens are gone
+_BARE_CHANNEL = re.compile(rf"\s*{_NAMES}(?={_NEXT}|[\s\S]*assistantfinal)")
 _BARE_FINAL = "assistantfinal"
+BEGINNING = (rf"{_NAMES}(?={_NEXT})", _BARE_FINAL)  # opening and closing text of a thought that begins a text
 
-_SENTENCES = re.compile(r"\s*Here(?:'s|’s| is) my thought process:(.*?)(?:Here(?:'s|’s| is) my response:(.*))?", re.S)
+_HERE = r"Here(?:'s|’s| is) my"
+_SENTENCES = re.compile(rf"\s*{_HERE} thought process:(.*?){_HERE} response:(.*)", re.S)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class SplitText:
 
 @dataclass(frozen=True)
 class _Tag:
-    kind: int  # index into `_TAGS`, or `_ANY`
+    kind: int  # index into `TAGS`, or `_ANY`
     opens: bool
     start: int
     end: int
@@ -94,6 +98,27 @@ def split_reasoning(text: str, *, end: str | None = None) -> SplitText:
         if split:
             return split
     return _split_tags(text, end)
+
+
+def assistant_message(split: SplitText) -> dict[str, str]:
+    """Return an answer as a message of a conversation, its reasoning apart: the chat template decides what to keep."""
+    message = {"role": "assistant", "content": split.answer}
+    return message | {"reasoning_content": split.reasoning} if split.reasoning else message
+
+
+def unfinished_note(count: int, answers: int, *, limit: str = "--gen_len", switch: str = "--thinking off") -> str:
+    """Sentence on answers that end inside a thought, with the remedy.
+
+    Args:
+        count: of these answers.
+        answers: of all.
+        limit: setting of the number of new tokens.
+        switch: setting that turns thoughts off.
+    """
+    return (
+        f"{count} of {answers} answers end inside a thought and count as no answer: give a larger {limit}, "
+        f"or {switch} if the chat template can turn thoughts off"
+    )
 
 
 def opening_tag(prompt: str) -> str:
@@ -118,7 +143,7 @@ def _split_channels(text: str) -> SplitText | None:
 def _split_sentences(text: str) -> SplitText | None:
     if not (found := _SENTENCES.fullmatch(text)):
         return None
-    return SplitText(found[1].strip(), (found[2] or "").strip(), finished=found[2] is not None)
+    return SplitText(found[1].strip(), found[2].strip())
 
 
 def _split_tags(text: str, end: str | None) -> SplitText:
@@ -131,7 +156,7 @@ def _split_tags(text: str, end: str | None) -> SplitText:
     for tag in tags:
         if thought is None:
             is_closed = max(closings.get(tag.kind, -1), closings.get(_ANY, -1)) > tag.start
-            if tag.opens and not is_closed and not _begins_a_line(text, tag.start):
+            if tag.opens and not is_closed and not begins_a_line(text, tag.start):
                 continue  # a mention of the tag
             others.append(text[position : tag.start])
             thought = tag.kind if tag.opens else None
@@ -160,7 +185,8 @@ def _find_tags(text: str, end: str | None) -> Iterator[_Tag]:
         yield _Tag(kind, opens=group.startswith("open"), start=found.start(), end=found.end())
 
 
-def _begins_a_line(text: str, position: int) -> bool:
+def begins_a_line(text: str, position: int) -> bool:
+    """Return True if nothing but blanks comes before a position in its line."""
     return not text[text.rfind("\n", 0, position) + 1 : position].strip()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from pdevis import DecodeConfig, load_pair
 from pdevis.controls.stop_strings import StopStrings, split_special
 from pdevis.loading.checkpoint import find_source, read_model
+from pdevis.reasoning.reasoning_stream import ReasoningStream
 
 CPU = torch.device("cpu")
 LENGTH = 40
@@ -67,15 +69,39 @@ def test_a_string_across_tokens_and_multi_byte_letters(tiny_tokenizer):
     assert ends.index(True) == len("a né n né!".encode()) - 1
 
 
-def test_only_after_a_tag(tiny_tokenizer):
+@pytest.mark.parametrize(
+    ("text", "settings", "end"),
+    [
+        ("a. b.###c. d.", {"end": "###", "is_thinking": True}, "a. b.###c."),  # DecodeConfig.stop_after
+        ("\n\n</think>\n\nyes\n", {"opening": "<think>"}, "\n\n</think>\n\nyes\n"),  # blanks after it are no answer
+        ("<think>a. b.</think> c. d.", {}, "<think>a. b.</think> c."),
+        ("a. b.", {}, "a."),
+        ("a. <think>b.", {}, "a."),
+    ],
+)
+def test_not_in_thoughts(tiny_tokenizer, text, settings, end):
     tokenizer = tiny_tokenizer()
-    found = StopStrings(["."], tokenizer, after="</think>")
-    ids = tokenizer("a. b.</think> c. d", add_special_tokens=False)["input_ids"]
-    ends = [found.add(token) for token in ids]
-    assert ends.index(True) == len("a. b.</think> c.") - 1
-    found = StopStrings(["\n"], tokenizer, after="</think>")
-    ids = tokenizer("</think>\n\nyes\n", add_special_tokens=False)["input_ids"]
-    assert [found.add(token) for token in ids].index(True) == len(ids) - 1, "blanks after the tag are no answer"
+    stops = [".", "\n"]
+    for is_local in (True, False):
+        found = StopStrings(stops, tokenizer, ReasoningStream(**settings))
+        found._stream.is_local = is_local
+        ends = [found.add(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        assert ends.index(True) == len(end) - 1
+
+
+def test_settings_about_thoughts(pair_and_model):
+    pair, _ = pair_and_model
+    whole = pair.generate([40, 41], DecodeConfig(max_new_tokens=LENGTH, eos_ids=()))
+    stop = next(letter for letter in whole.text if letter.isalnum())
+    base = DecodeConfig(max_new_tokens=LENGTH, eos_ids=(), stop=(stop,))
+    thought = pair.tokenizer.encode("<think>\n", add_special_tokens=False)
+    for prompt, settings, reason in (
+        ([40, 41], {"stop_in_thoughts": False}, "stop"),
+        ([40, 41], {"stop_after": "never written"}, "length"),
+        (thought, {"stop": tuple(map(chr, range(33, 127)))}, "stop"),
+        (thought, {"stop": tuple(map(chr, range(33, 127))), "stop_in_thoughts": False}, "length"),
+    ):
+        assert pair.generate(prompt, replace(base, **settings)).stats.stop_reason == reason
 
 
 def test_special_tokens_are_ids(tiny_tokenizer, pair_and_model):

@@ -66,7 +66,7 @@ class FakeStream:
 class FakeTokenizer:
     """Ids are the code points of the text."""
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], **options: Any) -> str:
         return "".join(map(chr, ids))
 
 

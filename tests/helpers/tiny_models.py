@@ -1,11 +1,15 @@
 """Tiny random models of every supported architecture and a byte-level tokenizer, made without a network.
 
+And a model that thinks as Qwen3 does: `save_thinking_model`.
+
 The tiny vocabulary is the 256 bytes and three special tokens, so that any text can be encoded; the models' vocabulary
 is padded beyond it, as real ones are.
 """
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +26,20 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 EOS = TOKENS - 1  # <|im_end|>
+
+# as Qwen3's: earlier thoughts are left out, enable_thinking = false puts an empty one into the prompt
+THINKING_TEMPLATE = (
+    "{% for m in messages %}{% set content = m['content'] %}"
+    "{% if m['role'] == 'assistant' and '</think>' in content %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# as that of models which always think: the prompt opens the thought
+OPENING_TEMPLATE = THINKING_TEMPLATE.partition("{% if enable_thinking")[0] + "<think>{% endif %}"
+THINKING_TOKENS = ("<think>", "</think>", "\n\n")  # of its tokenizer; no special ones, as in Qwen3
+THOUGHT, ANSWER = "Hm", "B"  # what it thinks and answers
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -89,3 +107,28 @@ def make_tokenizer(special: tuple[str, ...] = SPECIAL, chat_template: str | None
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[-1])
     wrapped.chat_template = chat_template
     return wrapped
+
+
+def save_thinking_model(folder: Path, template: str = THINKING_TEMPLATE) -> Path:
+    """Save a Qwen3 model that writes `<think>THOUGHT</think>`, an empty line and `ANSWER` after any prompt, and ends.
+
+    The next token depends on the last one alone: attention and MLPs add nothing, and the output head maps the embedding
+    of each token of this text to the next one. Without the thought in the prompt's end, it begins there.
+    """
+    tokenizer = make_tokenizer(chat_template=template)
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in THINKING_TOKENS])
+    tokenizer.save_pretrained(folder)
+    model = make_model("qwen3", layers=3, dtype=torch.float32, tie_word_embeddings=False)
+    text = f"\n<think>{THOUGHT}</think>\n\n{ANSWER}<|im_end|>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(set(ids)) == len(ids)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        head.zero_()
+        for token, following in itertools.pairwise(ids):
+            head[following] += embeddings[token]
+    model.save_pretrained(folder)
+    return folder

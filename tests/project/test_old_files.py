@@ -39,7 +39,7 @@ SUMMARIES = [
     ("speed", "speed.json", "speed_summary.json"),
     ("speed", "speed_devices.json", "speed_devices_summary.json"),
 ]
-ADDED_KEYS = ("unfinished_thoughts",)  # of summaries, since then
+ADDED_KEYS = ("answers", "unfinished_thoughts")  # of summaries, since then
 ADDED_TO_SIGNATURES = "tokenizer:unicode|"  # ROUGE's, which has the same words of texts in ASCII
 RULES = {"skip": DraftConfig(mode="skip", threshold=0.97), "default": DraftConfig()}
 

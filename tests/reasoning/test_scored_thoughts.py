@@ -27,14 +27,13 @@ def score(benchmark: str, text: str) -> dict[str, Any]:
 @pytest.mark.parametrize("thought", [f"<think>\n{WRONG}\n</think>\n\n", f"{WRONG}\n</think>\n\n", "<think></think>\n"])
 def test_the_answer_after_a_thought_is_scored(benchmark: str, thought: str) -> None:
     assert score(benchmark, thought + TEXTS[benchmark]) == score(benchmark, TEXTS[benchmark])
-    assert score(benchmark, TEXTS[benchmark])["unfinished_thought"] == 0
 
 
 @pytest.mark.parametrize("benchmark", ENTRIES)
 def test_a_right_answer_in_a_thought_does_not_count(benchmark: str) -> None:
     right = TEXTS[benchmark]
     assert score(benchmark, f"<think>{right}</think>{WRONG}") == score(benchmark, WRONG)
-    assert score(benchmark, f"<think>\n{right}") == score(benchmark, "") | {"unfinished_thought": 1}
+    assert score(benchmark, f"<think>\n{right}") == score(benchmark, "")
 
 
 def test_nothing_counts_in_an_unfinished_thought() -> None:

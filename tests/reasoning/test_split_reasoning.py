@@ -45,7 +45,7 @@ CHANNELS = "<|channel|>analysis<|message|>A? No.<|end|><|start|>assistant<|chann
         ("analysisA? No.assistantfinalB", "A? No.", "B", True),
         ("analysisA? No", "A? No", "", False),
         ("Here is my thought process: A? No. Here is my response: B", "A? No.", "B", True),
-        ("Here's my thought process:\nA?", "A?", "", False),
+        ("Here's my thought process:\nA?", "", "Here's my thought process:\nA?", True),
     ],
 )
 def test_other_forms(text: str, reasoning: str, answer: str, finished: bool) -> None:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 
 from pdevis.config import DecodeConfig
 from pdevis.generation import Generation
+from pdevis.reasoning.reasoning_stream import ReasoningStream, prompt_opening
+from pdevis.reasoning.split_reasoning import assistant_message
+from pdevis.text import read_thoughts
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -39,16 +42,17 @@ class GenerationSettings:
 
 @dataclass
 class Conversation:
-    """One method's answers to the turns of one question, and the prompt ids of each."""
+    """One method's answers to the turns of one question, the prompt ids of each, and its reasoning."""
 
     prompts: list[list[int]] = field(default_factory=list)
     answers: list[Generation] = field(default_factory=list)
+    thoughts: list[ReasoningStream] = field(default_factory=list)
 
 
 def run_conversation(
     pair: SpeculativePair, turns: Sequence[str], method: str, *, settings: GenerationSettings, index: int
 ) -> Conversation:
-    """Answer the turns one after another, each with the earlier turns and answers as its context.
+    """Answer the turns one after another, each with the earlier turns and answers as its context, without reasoning.
 
     Args:
         index: number of the question, from which the seeds of its answers are derived.
@@ -63,9 +67,11 @@ def run_conversation(
             ids = pair.encode("\n\n".join(message["content"] for message in messages), chat=False)
         config = replace(settings.decode, seed=derive_seed(settings.decode.seed, index=index, turn=number))
         answer = pair.generate(ids, config, method=method)
-        messages.append({"role": "assistant", "content": answer.text})
+        thoughts = read_thoughts(answer.ids, pair.tokenizer, prompt_opening(pair.tokenizer, ids))
+        messages.append(assistant_message(thoughts.split))
         conversation.prompts.append(ids)
         conversation.answers.append(answer)
+        conversation.thoughts.append(thoughts)
     return conversation
 
 

@@ -20,6 +20,7 @@ from pdevis.benchmarks.runs.result_files import (
     LINES,
     METHODS,
     Entry,
+    count_answers,
     encode_results,
     make_block,
     make_conversation_block,
@@ -29,15 +30,12 @@ from pdevis.benchmarks.runs.result_files import (
 from pdevis.benchmarks.runs.resumable_run import ResumableRun
 from pdevis.benchmarks.runs.run_spec import RunSpec, join_as_worker, locked_output, make_run_spec
 from pdevis.benchmarks.tasks import Item, Scores, Task
-from pdevis.benchmarks.tasks.task import UNFINISHED, unfinished_note
 from pdevis.cli import is_main_rank
-from pdevis.reasoning.split_reasoning import opening_tag
+from pdevis.reasoning.split_reasoning import unfinished_note
 from pdevis.util.argtypes import one_line
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
-
-TAG_TOKENS = 24  # of a prompt's end, enough for a tag that opens a thought
 
 
 def answer_item(pair: SpeculativePair, task: Task, item: Item, *, settings: GenerationSettings, index: int) -> Entry:
@@ -47,13 +45,11 @@ def answer_item(pair: SpeculativePair, task: Task, item: Item, *, settings: Gene
     conversations: dict[str, Conversation] = {}
     for method in settings.methods:
         conversations[method] = run_conversation(pair, turns, method, settings=settings, index=index)
-        answers = conversations[method].answers
+        answers, thoughts = conversations[method].answers, conversations[method].thoughts
         if task.name in LINES:
-            entry[keys[method]] = make_conversation_block(answers)
+            entry[keys[method]] = make_conversation_block(answers, thoughts)
         else:
-            entry[keys[method]] = make_block(answers[0].stats, answers[0].text, answers[0].ids)
-            if tag := opening_tag(pair.tokenizer.decode(conversations[method].prompts[0][-TAG_TOKENS:])):
-                entry[keys[method]]["prompt_opens_thought"] = tag
+            entry[keys[method]] = make_block(answers[0].stats, answers[0].text, answers[0].ids, thoughts[0])
     if settings.decode.greedy and {"target", "speculative"} <= set(conversations):
         target, speculative = conversations["target"], conversations["speculative"]
         entry[keys["speculative"]] |= compare_turns(pair, target.prompts, target.answers, speculative.answers)
@@ -101,6 +97,7 @@ class RunningTotals:
         for method, key in self.keys.items():
             for name in ("tokens_generated", "seconds", "drafted", "accepted"):
                 self._sums[method][name] += entry[key].get(name, 0)
+            self._sums[method].update(dict(zip(("answers", "unfinished"), count_answers(entry[key]))))
         if not self.scoring_error:
             try:
                 self._score(entry)
@@ -123,19 +120,18 @@ class RunningTotals:
             if texts := self._speed(method):
                 texts += self._gain() if method == "speculative" else []
                 lines.append(f"{method}: {', '.join([*texts, *_named(self._quality(method))])}")
-        unfinished = {method: self._sums[method][UNFINISHED] for method in self.keys}
-        lines += [
-            f"{name}: {unfinished_note(count, len(self._entries))}" for name, count in unfinished.items() if count
-        ]
+        limit = "--max_gen_len" if self.task.name in LINES else "--gen_len"
+        for method in self.keys:
+            if unfinished := self._sums[method]["unfinished"]:
+                note = unfinished_note(unfinished, self._sums[method]["answers"], limit=limit)
+                lines.append(f"{method}: {note}")
         return lines + ([f"answers have not been scored: {self.scoring_error}"] if self.scoring_error else [])
 
     def _score(self, entry: Entry) -> None:
         for method, key in self.keys.items():
             scores = self.task.score(entry, scored_text(entry[key]))
             self._scores[method].append(scores)
-            self._sums[method].update(
-                {name: scores[name] for name in (*self.task.metrics, UNFINISHED) if name in scores}
-            )
+            self._sums[method].update({name: scores[name] for name in self.task.metrics if name in scores})
 
     def _quality(self, method: str) -> dict[str, float]:
         """Metrics of all answers together if the task has any, otherwise means of its metrics."""

@@ -13,6 +13,8 @@ from typing import Any, TypedDict
 
 from pdevis.benchmarks.tasks import BENCHMARKS, get_task
 from pdevis.generation import DecodeStats, Generation
+from pdevis.reasoning.reasoning_stream import ReasoningStream
+from pdevis.reasoning.split_reasoning import split_reasoning
 from pdevis.util.files import encode_json, parse_json, read_text
 
 ARRAY_KEYS = {"target": "target_only", "drafter": "drafter_only", "speculative": "speculative"}
@@ -49,6 +51,9 @@ class Block(TypedDict, total=False):
     same_as_target: bool  # greedy runs with both methods
     first_difference: dict[str, Any]  # see lossless_check
     prompt_opens_thought: str  # the tag at the end of the prompt that opens a thought, if there is one
+    reasoning_text: str  # what the model thought, if it did
+    reasoning_tokens: int  # of these thoughts, tags included
+    answer_text: str  # the text without them, which is scored
     turns: list[Block]  # SpecBench: of each turn of the conversation; the other values are their sums
 
 
@@ -57,8 +62,8 @@ def method_keys(benchmark: str) -> dict[str, str]:
     return LINES_KEYS if benchmark in LINES else ARRAY_KEYS
 
 
-def make_block(stats: DecodeStats, text: str, ids: list[int]) -> Block:
-    """Block of one answer."""
+def make_block(stats: DecodeStats, text: str, ids: list[int], thoughts: ReasoningStream | None = None) -> Block:
+    """Block of one answer; `thoughts` is the division of its text, None if it is not known."""
     block: Block = {
         "output_text": text,
         "tokens_generated": stats.new_tokens,
@@ -83,6 +88,11 @@ def make_block(stats: DecodeStats, text: str, ids: list[int]) -> Block:
             "serial_depth": stats.serial_depth,
             "mode": stats.mode,
         }
+    if thoughts and thoughts.opening:
+        block["prompt_opens_thought"] = thoughts.opening
+    if thoughts and thoughts.tokens:
+        split = thoughts.split
+        block |= {"reasoning_text": split.reasoning, "reasoning_tokens": thoughts.tokens, "answer_text": split.answer}
     return block
 
 
@@ -91,13 +101,25 @@ def scored_text(block: Block) -> str:
     return block.get("prompt_opens_thought", "") + block["output_text"]
 
 
-def make_conversation_block(turns: Sequence[Generation]) -> Block:
+def count_answers(block: Block) -> tuple[int, int]:
+    """Number of answers of a block, and of those that end inside a thought."""
+    answers = block.get("turns") or [block]
+    return len(answers), sum(not split_reasoning(scored_text(answer)).finished for answer in answers)
+
+
+def make_conversation_block(turns: Sequence[Generation], thoughts: Sequence[ReasoningStream]) -> Block:
     """Block of a question of several turns: their sums, texts and ids joined, and "turns" with a block of each."""
+    blocks = [
+        make_block(turn.stats, turn.text, turn.ids, divided) for turn, divided in zip(turns, thoughts, strict=True)
+    ]
     text = "\n\n".join(turn.text for turn in turns)
     total = make_block(
         DecodeStats.sum([turn.stats for turn in turns]), text, [token for turn in turns for token in turn.ids]
     )
-    return total | {"turns": [make_block(turn.stats, turn.text, turn.ids) for turn in turns]}
+    if thinking := [block for block in blocks if "reasoning_tokens" in block]:
+        total["reasoning_text"] = "\n\n".join(block["reasoning_text"] for block in thinking)
+        total["reasoning_tokens"] = sum(block["reasoning_tokens"] for block in thinking)
+    return total | {"turns": blocks}
 
 
 def encode_meta(meta: Meta) -> bytes:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pdevis.benchmarks.bootstrap import Interval, as_json, interval, mean_of_ratios, ratio, ratio_of_ratios
+from pdevis.benchmarks.runs.result_files import count_answers
 from pdevis.benchmarks.summary.load_results import Question
-from pdevis.benchmarks.tasks.task import UNFINISHED
 
 Terms = tuple[float, ...] | None  # one question's addends to the sums of a metric; None: not measured
 
@@ -89,10 +89,14 @@ def total(questions: Sequence[Question], method: str, key: str) -> float | int |
     return sum(values) if values else None
 
 
-def unfinished_thoughts(questions: Sequence[Question], method: str) -> int | None:
-    """Count the answers that end inside a thought."""
-    counts = [question.scores[method][UNFINISHED] for question in questions if UNFINISHED in question.scores[method]]
-    return sum(counts) if counts else None
+def answers(questions: Sequence[Question], method: str) -> int:
+    """Count the answers to questions that the method answered, one per turn of a conversation."""
+    return sum(count_answers(question.blocks[method])[0] for question in questions)
+
+
+def unfinished_thoughts(questions: Sequence[Question], method: str) -> int:
+    """Count those that end inside a thought."""
+    return sum(count_answers(question.blocks[method])[1] for question in questions)
 
 
 def same_as_target(questions: Sequence[Question]) -> dict[str, Any] | None:

@@ -75,7 +75,9 @@ def _summarize_method(questions: Sequence[Question], method: str, scores: Sequen
         "prefill_seconds": metrics.total(answered, method, "prefill_seconds"),
         "tokens_per_second": metrics.tokens_per_second(answered, method),
         "quality": _quality(answered, method, scores),
+        "answers": metrics.answers(answered, method),
         "unfinished_thoughts": metrics.unfinished_thoughts(answered, method),
+        "reasoning_tokens": metrics.total(answered, method, "reasoning_tokens"),
     }
     if method == "speculative":
         for name in ("drafted", "accepted", "draft_seconds", "verify_seconds"):

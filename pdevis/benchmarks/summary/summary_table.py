@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from pdevis.benchmarks.bootstrap import format_interval
-from pdevis.benchmarks.tasks.task import unfinished_note
+from pdevis.benchmarks.runs.result_files import LINES
+from pdevis.reasoning.split_reasoning import unfinished_note
 from pdevis.util.console import MISSING, format_number, make_table, print_lines
 from pdevis.util.labels import format_models
 
@@ -47,7 +48,7 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
     print_lines(console, (f"  failed {count}x: {message}" for message, count in summary["error_messages"].items()))
     _show_speeds(console, summary["methods"])
     _show_quality(console, summary)
-    print_lines(console, unfinished_lines(summary["methods"]))
+    print_lines(console, thought_lines(summary))
     print_lines(console, headline_lines(summary))
     for key, group in summary["groups"].items():
         _show_groups(console, key, group, list(summary["methods"]))
@@ -97,13 +98,15 @@ def _show_quality(console: Console, summary: dict[str, Any]) -> None:
         console.print(make_table(("quality", *summary["methods"]), rows))
 
 
-def unfinished_lines(methods: dict[str, Any]) -> list[str]:
-    """Return a line per method some of whose answers end inside a thought."""
-    return [
-        f"{method}: {unfinished_note(count, result['items'])}"
-        for method, result in methods.items()
-        if (count := result.get("unfinished_thoughts"))
-    ]
+def thought_lines(summary: dict[str, Any]) -> list[str]:
+    """Return lines about the reasoning of each method: its tokens, and the answers that end inside it."""
+    limit, lines = "--max_gen_len" if summary["benchmark"] in LINES else "--gen_len", []
+    for method, result in summary["methods"].items():
+        if count := result.get("reasoning_tokens"):
+            lines.append(f"{method}: {count} of {result['tokens']} tokens are reasoning")
+        if count := result["unfinished_thoughts"]:
+            lines.append(f"{method}: {unfinished_note(count, result['answers'], limit=limit)}")
+    return lines
 
 
 def corpus_scores(corpus: dict[str, Any]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from pdevis.benchmarks.tasks.items import Item
 from pdevis.reasoning.split_reasoning import split_reasoning
 
 Scores = dict[str, Any]  # of one answer: a number for each of the task's metrics, and what it is based on
-UNFINISHED = "unfinished_thought"  # key of `Scores`: 1 if the text ends inside a thought, which is no answer
 
 
 class Task(Protocol):
@@ -55,10 +54,8 @@ class Task(Protocol):
         ...
 
     def score(self, entry: dict[str, Any], text: str) -> Scores:
-        """Score the answer in a text of a model, which may begin with reasoning; add `UNFINISHED` to its scores."""
-        split = split_reasoning(text)
-        scores = self.score_answer(entry, split.answer)
-        return scores | {UNFINISHED: int(not split.finished)} if scores else scores
+        """Score the answer in a text of a model, which may begin with reasoning. An unfinished thought is no answer."""
+        return self.score_answer(entry, split_reasoning(text).answer)
 
     def corpus(
         self, entries: Sequence[dict[str, Any]], texts: Sequence[str], scores: Sequence[Scores]
@@ -76,8 +73,3 @@ class Task(Protocol):
     ) -> dict[str, Any]:
         """Test for a difference in quality: {name: {"target", "other", "difference", "p_value", "significant", …}}."""
         return {}
-
-
-def unfinished_note(count: int, answers: int) -> str:
-    """Sentence on the answers of a method that `UNFINISHED` counts."""
-    return f"{count} of {answers} answers end inside a thought and count as no answer: a longer --gen_len lets them end"

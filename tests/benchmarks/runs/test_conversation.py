@@ -14,6 +14,7 @@ from pdevis.benchmarks.runs.result_files import METHODS, make_block, make_conver
 from pdevis.benchmarks.tasks import get_task
 from pdevis.config import DecodeConfig
 from pdevis.generation import DecodeStats, Generation
+from pdevis.reasoning.reasoning_stream import ReasoningStream
 
 
 @dataclass
@@ -151,7 +152,8 @@ def test_sums_of_turns_are_sums_not_means_of_rates() -> None:
         DecodeStats(new_tokens=10, drafted=8, accepted=8, draft_steps=8, skipped=16, total_seconds=1, rounds=2),
         DecodeStats(new_tokens=2, drafted=8, accepted=0, draft_steps=8, skipped=0, total_seconds=5, rounds=2),
     ]
-    block = make_conversation_block([Generation([1], "a", parts[0]), Generation([2], "b", parts[1])])
+    turns = [Generation([1], "a", parts[0]), Generation([2], "b", parts[1])]
+    block = make_conversation_block(turns, [ReasoningStream(), ReasoningStream()])
     assert block["throughput_toks_per_sec"] == 2
     assert block["acceptance_rate"] == 0.5
     assert block["mean_skip"] == 1

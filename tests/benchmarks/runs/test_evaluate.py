@@ -91,7 +91,7 @@ def test_a_thought_that_the_prompt_opens_is_no_answer(scripts: Scripts, tmp_path
     for name, flags in (("thinking", ["--processor", processor]), ("plain", [])):
         code, err = scripts("mmlu", "--k", 2, "--gen_len", 4, "--output", f"{name}.json", "--no-progress", *flags)
         assert code == 0
-        note = "2 of 2 answers end inside a thought and count as no answer: a longer --gen_len lets them end"
+        note = "2 of 2 answers end inside a thought and count as no answer: give a larger --gen_len, or --thinking off"
         assert all((f"{method}: {note}" in err) == (name == "thinking") for method in ("target", "speculative"))
     blocks = [entry["target_only"] for name in ("thinking", "plain") for entry in load(Path(f"{name}.json"))]
     assert [block.get("prompt_opens_thought") for block in blocks] == ["<think>", "<think>", None, None]

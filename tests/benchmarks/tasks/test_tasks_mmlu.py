@@ -374,8 +374,8 @@ def test_wrong_answers_are_wrong(answer: str) -> None:
 def test_score_says_what_was_read() -> None:
     entry = {"question_id": 1, "prompt": "p", "label": "C", "subject": "s"}
     task = get_task("mmlu")
-    assert task.score(entry, "C. True, False") == {"correct": 1, "extracted": "C", "unfinished_thought": 0}
-    assert task.score(entry, "I do not know") == {"correct": 0, "extracted": None, "unfinished_thought": 0}
+    assert task.score(entry, "C. True, False") == {"correct": 1, "extracted": "C"}
+    assert task.score(entry, "I do not know") == {"correct": 0, "extracted": None}
 
 
 def test_micro_counts_questions_and_macro_subjects() -> None:
