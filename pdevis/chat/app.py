@@ -6,6 +6,7 @@ Answers and tables go to stdout, progress to stderr. The exit code at the end of
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from pdevis.chat import render
 from pdevis.chat.commands import COMMANDS, Chat, LeaveChat, dispatch
 from pdevis.chat.oneshot import answer_once, read_prompt
+from pdevis.chat.screen.answer_display import DisplaySettings
 from pdevis.chat.session import ChatSession
 from pdevis.chat.terminal import line_reader, terminal_reader
 from pdevis.cli import Parser, is_main_rank, pair_arguments
 from pdevis.controls.decode_flags import decode_config, given_fields
 from pdevis.controls.model_settings import fill_in
-from pdevis.util.argtypes import nearest
+from pdevis.util.argtypes import choice, nearest
 from pdevis.util.console import make_console, progress_on_stderr
 
 if TYPE_CHECKING:
@@ -36,6 +38,16 @@ def add_chat_flags(parser: Parser) -> None:
     first.add_argument("--prompt_file", metavar="FILE", help="as --prompt, with the text of a file")
     first.add_argument("--manager", action="store_true", help="ask before the chat: start, sweep or exit")
     group.add_argument("--system", metavar="TEXT", help="system message: instructions before the conversation")
+    group.add_argument(
+        "--plain", action="store_true", help="show answers as the model writes them: no Markdown, nothing is folded"
+    )
+    group.add_argument(
+        "--thoughts",
+        type=choice("fold", "show"),
+        default="fold",
+        metavar="HOW",
+        help="thoughts of the model: fold (one line; left out in a pipe, the default) or show",
+    )
     group.add_argument("--json", action="store_true", help="with --prompt: one JSON object {text, ids, stats, config}")
     group.add_argument(
         "--no-chat", dest="chat", action="store_false", help="no chat template: continue the text as it is"
@@ -57,12 +69,13 @@ def run_chat(args: argparse.Namespace) -> int:
     threads = _thread_choice(args)
     pair = _load_pair_with_progress(arguments)
     decode = fill_in(decode, given_fields(args), pair.defaults)
+    display = DisplaySettings(plain=args.plain, shows_thoughts=args.thoughts == "show")
     session = ChatSession(pair, decode, chat=args.chat, system=args.system)
     if prompt is not None:
         threads.adapt()
-        return answer_once(session, prompt, as_json=args.json)
+        return answer_once(session, prompt, as_json=args.json, settings=display)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    chat = Chat(session, make_console(), threads)
+    chat = Chat(session, make_console(), threads, display)
     render.print_line(chat.console, render.format_banner(session.pair.describe()), style="dim")
     commands = {name: command.help for name, command in COMMANDS.items()}
     read = terminal_reader(commands) if interactive else line_reader(sys.stdin)
@@ -91,8 +104,12 @@ def _thread_choice(args: argparse.Namespace) -> ThreadChoice:
 
 
 def _load_pair_with_progress(arguments: dict[str, Any]) -> SpeculativePair:
-    with progress_on_stderr("loading the models") as on_progress:
-        return _load_pair({**arguments, "on_progress": on_progress})
+    gc.disable()  # else Python searches the imports of torch for garbage again and again: a tenth of the time
+    try:
+        with progress_on_stderr("loading the models") as on_progress:
+            return _load_pair({**arguments, "on_progress": on_progress})
+    finally:
+        gc.enable()
 
 
 def handle(chat: Chat, text: str) -> bool:
@@ -105,11 +122,7 @@ def handle(chat: Chat, text: str) -> bool:
         if text.startswith("/") and not text.startswith("//"):
             dispatch(chat, text)
         elif text:
-            if note := chat.threads.adapt():
-                print(f"note: {note}", file=sys.stderr)
-            display = render.AnswerDisplay(chat.console, headings=len(chat.session.methods) > 1)
-            display.show(chat.session.answer(text[1:] if text.startswith("//") else text))
-            chat.threads.watch()
+            chat.show(chat.session.answer(text[1:] if text.startswith("//") else text))
     except LeaveChat:
         return False
     except BrokenPipeError:

@@ -5,18 +5,21 @@ A command that cannot be carried out raises ValueError with one line that says w
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from pdevis.chat import render, sweep
-from pdevis.chat.session import ChatSession
+from pdevis.chat.screen.answer_display import THOUGHT_STYLE, AnswerDisplay, DisplaySettings
+from pdevis.chat.session import ChatEvent, ChatSession
 from pdevis.chat.transcript import load_transcript, save_transcript
 from pdevis.config import AUTO, CHECKS, METHODS, MODES, DecodeConfig, DraftConfig
+from pdevis.text import THINKING_SWITCH, set_thinking
 from pdevis.util.argtypes import gamma_value, id_numbers, nearest, parse_value
 from pdevis.util.console import progress_on_stderr
 from pdevis.util.files import expand_user
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from pdevis.tune.free_cores import ThreadChoice
 
 NONE = "none"  # takes a setting back
+THINKING = {"on": True, "off": False, AUTO: None}  # values of the template's switch
 
 
 class LeaveChat(Exception):
@@ -33,11 +37,20 @@ class LeaveChat(Exception):
 
 @dataclass(frozen=True)
 class Chat:
-    """A session, the console that shows it, and the choice of threads before each answer."""
+    """A session, the console that shows it, the choice of threads before each answer, and how answers are shown."""
 
     session: ChatSession
     console: Console
     threads: ThreadChoice
+    display: DisplaySettings = field(default_factory=DisplaySettings)
+
+    def show(self, events: Iterator[ChatEvent]) -> None:
+        """Show answers while they are written."""
+        if note := self.threads.adapt():
+            print(f"note: {note}", file=sys.stderr)
+        headings = len(self.session.methods) > 1
+        AnswerDisplay(self.console, headings=headings, settings=self.display).show(events)
+        self.threads.watch()
 
 
 @dataclass(frozen=True)
@@ -184,8 +197,31 @@ def _system(chat: Chat, argument: str) -> None:
 def _retry(chat: Chat, argument: str) -> None:
     if chat.session.last_message is None:
         raise ValueError("/retry: there is no message yet")
-    display = render.AnswerDisplay(chat.console, headings=len(chat.session.methods) > 1)
-    display.show(chat.session.retry())
+    chat.show(chat.session.retry())
+
+
+def _thinking(chat: Chat, argument: str) -> None:
+    tokenizer = chat.session.pair.tokenizer
+    if argument in THINKING:
+        _about("/thinking", lambda: set_thinking(tokenizer, THINKING[argument]))
+    elif argument in ("show", "fold"):
+        chat.display.shows_thoughts = argument == "show"
+    elif argument:
+        raise ValueError(f"/thinking: {argument!r} must be one of {', '.join((*THINKING, 'show', 'fold'))}")
+    if argument == "show":
+        _show_last_thought(chat)
+    switch = getattr(tokenizer, "template_options", {}).get(THINKING_SWITCH)
+    state = next(name for name, value in THINKING.items() if value is switch)
+    shown = "stay on the screen" if chat.display.shows_thoughts else "are folded into one line"
+    usage = "" if argument else f"; {COMMANDS['thinking'].help}"
+    render.print_line(chat.console, f"thinking is {state}, thoughts {shown}{usage}")
+
+
+def _show_last_thought(chat: Chat) -> None:
+    """Print the thought of the last answer, if it has one."""
+    turn = chat.session.turns[-1] if chat.session.turns else None
+    if turn and turn.kept.split.reasoning:
+        render.print_line(chat.console, render.visible(turn.kept.split.reasoning), style=THOUGHT_STYLE)
 
 
 def _undo(chat: Chat, argument: str) -> None:
@@ -196,13 +232,13 @@ def _undo(chat: Chat, argument: str) -> None:
 def _trim(chat: Chat, argument: str) -> None:
     count = _about("/trim", lambda: parse_count(argument or "1"))
     left = _about("/trim", lambda: chat.session.trim(count))
-    render.print_line(chat.console, f"the conversation has {left} turns left")
+    render.print_line(chat.console, f"the conversation has {format_turns(left)} left")
 
 
 def _context(chat: Chat, argument: str) -> None:
     used, whole = chat.session.context_tokens(), chat.session.pair.context_length
-    turns = len(chat.session.turns)
-    render.print_line(chat.console, f"{used} of {whole} tokens are in use, by {turns} turn{'s' * (turns != 1)}")
+    turns = format_turns(len(chat.session.turns))
+    render.print_line(chat.console, f"{used} of {whole} tokens are in use, by {turns}")
 
 
 def _set(chat: Chat, argument: str) -> None:
@@ -222,7 +258,12 @@ def _load(chat: Chat, argument: str) -> None:
         raise ValueError("/load needs the name of a .json file that /save wrote")
     path = expand_user(argument)
     _about(f"/load: {path}", lambda: chat.session.remember(load_transcript(path)))
-    render.print_line(chat.console, f"loaded: {path}, {len(chat.session.turns)} turns")
+    render.print_line(chat.console, f"loaded: {path}, {format_turns(len(chat.session.turns))}")
+
+
+def format_turns(count: int) -> str:
+    """Return a number of turns, as in "1 turn"."""
+    return f"{count} turn{'s' * (count != 1)}"
 
 
 def _about(where: str, run: Callable[[], Any]) -> Any:
@@ -303,6 +344,9 @@ COMMANDS: dict[str, Command] = {
         _setting("temperature", DecodeConfig, convert=float), "0 is greedy, above 0 samples", argument="X"
     ),
     "set": Command(_set, "show or change any decoding setting, such as top_p or stop", argument="NAME VALUE"),
+    "thinking": Command(
+        _thinking, "thoughts: on, off or auto for the model; show them, or fold them into one line", argument="WHEN"
+    ),
     "system": Command(_system, f"show or set the system message; {NONE} removes it", argument="TEXT"),
     "retry": Command(_retry, "answer the last message again"),
     "undo": Command(_undo, "forget the last message and its answer"),

@@ -10,6 +10,7 @@ import os
 import sys
 
 from pdevis.chat import render
+from pdevis.chat.screen.answer_display import AnswerDisplay, DisplaySettings
 from pdevis.chat.session import ChatSession
 from pdevis.chat.transcript import describe_settings
 from pdevis.util.console import make_console
@@ -50,21 +51,28 @@ def _argument_bytes(text: str) -> bytes:
         return os.fsencode(text)
 
 
-def answer_once(session: ChatSession, text: str, as_json: bool) -> int:
+def answer_once(session: ChatSession, text: str, *, as_json: bool, settings: DisplaySettings) -> int:
     """Answer on stdout: the text while it is written, or one JSON object at the end. Returns the exit code."""
     if as_json:
-        generation = session.generate(text)
+        generation, thoughts = session.generate(text)
         result = {
             "text": generation.text,
             "ids": generation.ids,
             "stats": generation.stats.as_dict(),
             "config": describe_settings(session),
         }
+        if thoughts.tokens:
+            split = thoughts.split
+            result |= {
+                "reasoning_text": split.reasoning,
+                "reasoning_tokens": thoughts.tokens,
+                "answer_text": split.answer,
+            }
         print_json(result)
         return 0
     notes = make_console(sys.stderr)
     ids = session.encode(text)
     render.print_line(notes, render.format_banner(session.pair.describe()), style="dim")
-    display = render.AnswerDisplay(make_console(sys.stdout), notes)
+    display = AnswerDisplay(make_console(sys.stdout), notes, settings=settings)
     finished = display.show(session.write("speculative", ids))
     return 130 if finished.answer.interrupted else 0

@@ -1,4 +1,4 @@
-"""The display of the chat: tokens, the line after an answer, tables. It computes nothing but rates.
+"""Texts of the chat: the lines around an answer, tables. It computes nothing but rates.
 
 Plain text goes through `print_line`, which wraps at words on a terminal only; piped text stays one line per line.
 Colours and other escape codes are left to rich, which omits them if the output is not a terminal.
@@ -6,25 +6,15 @@ Colours and other escape codes are left to rich, which omits them if the output 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pdevis.chat.session import (
-    Answer,
-    AnswerFinished,
-    AnswerStarted,
-    ChatEvent,
-    ChatSession,
-    DrafterFailed,
-    TokenWritten,
-    TurnFinished,
-)
-from pdevis.generation import DecodeStats, TokenEvent
+from pdevis.chat.session import Answer, ChatSession
+from pdevis.generation import DecodeStats
 from pdevis.util.argtypes import one_line
 from pdevis.util.console import MISSING, format_number, make_table
 from pdevis.util.labels import format_models
@@ -43,20 +33,9 @@ def print_error(console: Console, error: object) -> None:
     print_line(console, one_line(error), style="red")
 
 
-def print_token(console: Console, token: TokenEvent, colored: bool = True) -> None:
-    """Append a confirmed token; `colored` marks its source. Control characters of the model never reach a terminal."""
-    if not console.is_terminal:
-        # written directly, to keep exactly the model's text: rich would expand tabs
-        console.file.write(token.text)
-        console.file.flush()
-        return
-    text, style = style_token(token, colored)
-    console.out(text, style=style or None, highlight=False, end="")
-
-
-def style_token(token: TokenEvent, colored: bool) -> tuple[str, str]:
-    """Return the text of a token as a terminal may get it, and its style, which is empty if not `colored`."""
-    return token.text.translate(CONTROL_CHARACTERS), SOURCE_STYLES[token.source] if colored else ""
+def visible(text: str) -> str:
+    """Return a text of the model without control characters, which must never reach a terminal."""
+    return text.translate(CONTROL_CHARACTERS)
 
 
 def format_percent(value: float | None) -> str:
@@ -119,6 +98,11 @@ def format_summary(answer: Answer) -> str:
     return " · ".join(parts)
 
 
+def format_thought(tokens: int, seconds: float, finished: bool) -> str:
+    """Return the line in the place of a thought."""
+    return f"thought: {format_tokens(tokens)}, {seconds:.1f} s" + ", not finished" * (not finished)
+
+
 def compare_answers(answers: Sequence[Answer], greedy: bool) -> list[str]:
     """Return lines that compare several answers to one prompt: speedups, and for greedy decoding equality."""
     by_method = {answer.method: answer for answer in answers}
@@ -136,122 +120,6 @@ def compare_answers(answers: Sequence[Answer], greedy: bool) -> list[str]:
         relation = "the same tokens as" if speculative.ids == target.ids else "different tokens from"
         lines.append(f"speculative wrote {relation} the target")
     return lines
-
-
-class WordWrap:
-    """Prints text piece by piece on a terminal, and breaks lines between words: a word appears when it is complete.
-
-    Letters of double width, such as Chinese ones, appear at once: a line may break between them.
-
-    Args:
-        console: a terminal.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._column = 0
-        self._has_wrapped = False  # at the start of a line that the text does not begin
-        self._word = Text()
-
-    def add(self, text: str, style: str) -> None:
-        """Append a piece of text."""
-        for letter in text:
-            if not letter.isspace():
-                self._word.append(letter, style)
-                if cell_len(letter) > 1 or self._word.cell_len >= self.console.width:
-                    self.flush()
-                continue
-            self.flush()
-            if letter == "\n" or self._column >= self.console.width:
-                self._print(Text("\n"))
-                self._column, self._has_wrapped = 0, letter != "\n"
-            elif not self._has_wrapped:
-                self._print(Text(letter))
-                self._column += 1
-
-    def flush(self) -> None:
-        """Print the word so far, on a new line if it does not fit on this one."""
-        if self._column and self._column + self._word.cell_len > self.console.width:
-            self._print(Text("\n"))
-            self._column = 0
-        if self._word:
-            self._print(self._word)
-            self._column += self._word.cell_len
-            self._word, self._has_wrapped = Text(), False
-
-    def _print(self, text: Text) -> None:
-        self.console.print(text, end="", soft_wrap=True)
-
-
-class AnswerDisplay:
-    """Show the events of a session as they arrive.
-
-    Args:
-        console: for the text of the answers.
-        notes: for everything else; None: `console`.
-        headings: print the name of the decoder above each answer.
-    """
-
-    def __init__(self, console: Console, notes: Console | None = None, headings: bool = False) -> None:
-        self.console = console
-        self.notes = notes or console
-        self.headings = headings
-        self._line_is_open = False  # the cursor is after the last token of an answer
-        self._wrap: WordWrap | None = None  # of the answer that is being written, on a terminal
-
-    def show(self, events: Generator[ChatEvent, None, Any]) -> ChatEvent | None:
-        """Show all events; returns the last one.
-
-        Ctrl-C may arrive while an event is shown. The session then gets it, and ends the answer as it does if Ctrl-C
-        arrives while a token is computed.
-        """
-        event = None
-        try:
-            upcoming = next(events)
-            while True:
-                event = upcoming
-                try:
-                    self._show(event)
-                    upcoming = next(events)
-                except KeyboardInterrupt as interrupt:
-                    upcoming = events.throw(interrupt)
-        except StopIteration:
-            return event
-        finally:
-            self._end_line()
-
-    def _show(self, event: ChatEvent) -> None:
-        if isinstance(event, TokenWritten):
-            self._line_is_open = True
-            self._show_token(event.token, colored=event.answer.method == "speculative")
-            return
-        self._end_line()
-        match event:
-            case AnswerStarted(answer) if self.headings:
-                print_line(self.notes, f"[{answer.method}]", style="dim")
-            case AnswerFinished(answer):
-                print_line(self.notes, format_summary(answer), style="dim")
-            case DrafterFailed(error=error):
-                print_error(self.notes, error)
-                print_line(self.notes, "loading the drafter into this process and answering again", style="dim")
-            case TurnFinished(answers, greedy):
-                for line in compare_answers(answers, greedy):
-                    print_line(self.notes, line, style="dim")
-
-    def _show_token(self, token: TokenEvent, *, colored: bool) -> None:
-        if not self.console.is_terminal:
-            print_token(self.console, token, colored=colored)
-            return
-        self._wrap = self._wrap or WordWrap(self.console)
-        self._wrap.add(*style_token(token, colored))
-
-    def _end_line(self) -> None:
-        if self._wrap:
-            self._wrap.flush()
-            self._wrap = None
-        if self._line_is_open:
-            self._line_is_open = False
-            self.console.out("", highlight=False)
 
 
 def print_table(console: Console, title: str, *, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

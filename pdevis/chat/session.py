@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from pdevis.config import METHODS, DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats, Generation, TokenEvent
-from pdevis.text import PromptTooLongError
+from pdevis.reasoning.reasoning_stream import Part, ReasoningStream, prompt_opening
+from pdevis.reasoning.split_reasoning import SplitText, assistant_message
+from pdevis.text import PromptTooLongError, read_thoughts
 
 if TYPE_CHECKING:
     from pdevis.pair import SpeculativePair
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answer:
-    """An answer of one decoder, which grows while it is written."""
+    """An answer of one decoder, which grows while it is written.
+
+    Attributes:
+        text: all that the model wrote, its thoughts included.
+        thoughts: divides it.
+        split: thoughts and answer, when all is written.
+        thought_seconds: time of decoding the thoughts.
+    """
 
     method: str
     ids: list[int] = field(default_factory=list)
@@ -34,12 +43,29 @@ class Answer:
     stats: DecodeStats = field(default_factory=DecodeStats)
     sources: dict[str, int] = field(default_factory=lambda: {"draft": 0, "target": 0})  # tokens written by each
     interrupted: bool = False
+    thoughts: ReasoningStream = field(default_factory=ReasoningStream)
+    split: SplitText = field(default_factory=lambda: SplitText("", ""))
+    thought_seconds: float = 0.0
+    _counted_until: float = 0.0  # seconds of decoding that thoughts or answer have been given
 
-    def add(self, token: TokenEvent) -> None:
-        """Append a confirmed token."""
+    def add(self, token: TokenEvent) -> list[Part]:
+        """Append a confirmed token; return what it adds to thoughts and answer."""
         self.ids.append(token.id)
         self.text += token.text
         self.sources[token.source] += 1
+        counted, now = self.thoughts.tokens, self.stats.decode_seconds
+        parts = self.thoughts.add(token.text)
+        if self.thoughts.tokens > counted:
+            self.thought_seconds += now - self._counted_until
+        if self.thoughts.tokens > counted or not self.thoughts.holds_text:
+            self._counted_until = now
+        return parts
+
+    def finish(self) -> list[Part]:
+        """End the answer; return what was held back."""
+        parts = self.thoughts.finish()
+        self.split = self.thoughts.split
+        return parts
 
 
 @dataclass
@@ -65,10 +91,11 @@ class AnswerStarted:
 
 @dataclass(frozen=True)
 class TokenWritten:
-    """A confirmed token has been added to the answer."""
+    """A confirmed token has been added to the answer. `parts`: its text, divided; what may be a tag comes later."""
 
     answer: Answer
     token: TokenEvent
+    parts: list[Part]
 
 
 @dataclass(frozen=True)
@@ -81,9 +108,10 @@ class DrafterFailed:
 
 @dataclass(frozen=True)
 class AnswerFinished:
-    """The answer is complete, or Ctrl-C has ended it."""
+    """The answer is complete, or Ctrl-C has ended it. `parts`: the rest of its text."""
 
     answer: Answer
+    parts: list[Part]
 
 
 @dataclass(frozen=True)
@@ -126,7 +154,7 @@ class ChatSession:
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
             if turn.chat:
-                messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.kept.text}]
+                messages += [{"role": "user", "content": turn.user}, assistant_message(turn.kept.split)]
         return messages
 
     def encode(self, text: str) -> list[int]:
@@ -162,7 +190,7 @@ class ChatSession:
         Raises:
             ValueError: the prompt does not fit into the context.
         """
-        answer, failure = Answer(method), None
+        answer, failure = Answer(method, thoughts=ReasoningStream(prompt_opening(self.pair.tokenizer, ids))), None
         try:
             with self._advice_on_length():
                 stream = self.pair.stream(ids, self.decode, method=method)
@@ -170,8 +198,7 @@ class ChatSession:
             with closing(stream):
                 yield AnswerStarted(answer)
                 for token in stream:
-                    answer.add(token)
-                    yield TokenWritten(answer, token)
+                    yield TokenWritten(answer, token, answer.add(token))
         except KeyboardInterrupt:
             answer.interrupted = True
         except ConnectionError as error:
@@ -181,14 +208,15 @@ class ChatSession:
             self.pair.recover()
             self.decode = replace(self.decode, overlap=False)
             return (yield from self.write(method, ids))
-        yield AnswerFinished(answer)
+        yield AnswerFinished(answer, answer.finish())
         return answer
 
-    def generate(self, text: str) -> Generation:
-        """Return a speculative answer to a message, without remembering it. Errors as for `answer`."""
-        ids = self.encode(text)
+    def generate(self, text: str) -> tuple[Generation, ReasoningStream]:
+        """Return a speculative answer to a message and its division, without remembering it. Errors as for `answer`."""
+        ids, tokenizer = self.encode(text), self.pair.tokenizer
         with self._advice_on_length():
-            return self.pair.generate(ids, self.decode, method="speculative")
+            made = self.pair.generate(ids, self.decode, method="speculative")
+        return made, read_thoughts(made.ids, tokenizer, prompt_opening(tokenizer, ids))
 
     def retry(self) -> Iterator[ChatEvent]:
         """Answer the last message again, in place of its answer if it has one.
@@ -230,7 +258,8 @@ class ChatSession:
         self.reset()
         self.system = system
         for user, reply in zip(talk[::2], talk[1::2]):
-            self.turns.append(Turn(user["content"], [Answer(METHODS[0], text=reply["content"])], chat=True))
+            split = SplitText(reply.get("reasoning_content", ""), reply["content"])
+            self.turns.append(Turn(user["content"], [Answer(METHODS[0], text=split.answer, split=split)], chat=True))
         self.last_message = self.turns[-1].user
 
     def context_tokens(self) -> int:

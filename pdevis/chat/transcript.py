@@ -56,12 +56,12 @@ def load_transcript(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
     messages = content.get("messages") if isinstance(content, dict) else None
-    fields = ("role", "content")
+    fields = ("role", "content", "reasoning_content")
     if not isinstance(messages, list) or not all(
-        isinstance(part, dict) and all(isinstance(part.get(name), str) for name in fields) for part in messages
+        isinstance(part, dict) and all(isinstance(part.get(name), str) for name in fields[:2]) for part in messages
     ):
         raise ValueError("is not a conversation that /save wrote as .json")
-    return [{name: part[name] for name in fields} for part in messages]
+    return [{name: part[name] for name in fields if isinstance(part.get(name), str)} for part in messages]
 
 
 def _json(session: ChatSession) -> bytes:
@@ -77,6 +77,8 @@ def _answer_as_dict(answer: Answer) -> dict[str, Any]:
     return {
         "method": answer.method,
         "text": answer.text,
+        "reasoning_text": answer.split.reasoning,
+        "reasoning_tokens": answer.thoughts.tokens,
         "ids": answer.ids,
         "interrupted": answer.interrupted,
         "stats": answer.stats.as_dict(),
@@ -88,5 +90,11 @@ def _markdown(session: ChatSession) -> bytes:
     for turn in session.turns:
         parts += ["## User", turn.user]
         for answer in turn.answers:
-            parts += [f"## Model ({answer.method})", answer.text, f"*{render.format_summary(answer)}*"]
+            parts.append(f"## Model ({answer.method})")
+            if answer.split.reasoning:
+                tokens, finished = answer.thoughts.tokens, answer.split.finished
+                thought = render.format_thought(tokens, answer.thought_seconds, finished)
+                summary = f"<summary>{thought}</summary>"
+                parts += [f"<details>{summary}", answer.split.reasoning, "</details>"]
+            parts += [answer.split.answer, f"*{render.format_summary(answer)}*"]
     return ("\n\n".join(parts) + "\n").encode("utf-8", "backslashreplace")

@@ -90,6 +90,21 @@ def test_json_is_one_object(script: Script) -> None:
     assert (config["target"], config["gamma"], config["calibrate"], config["chat"]) == ("big", 4, True, True)
 
 
+def test_thoughts_are_apart_in_json_and_in_a_pipe(script: Script) -> None:
+    reply = "<think>Hm</think>\n\n**B**"
+    script.loader.pair.replies = [reply] * 4
+    code, out, _ = script("--prompt", "why?", "--json")
+    result = json.loads(out)
+    assert (code, result["text"], result["answer_text"]) == (0, reply, "**B**")
+    assert (result["reasoning_text"], result["reasoning_tokens"]) == ("Hm", len("<think>Hm</think>"))
+    _, out, err = script("--prompt", "why?")
+    assert out == "**B**\n"
+    assert "thought: 17 tokens, 0.9 s\n" in err
+    _, out, err = script("--prompt", "why?", "--thoughts", "show", "--plain")
+    assert out == f"{reply}\n"
+    assert script(stdin="why?\n")[1].splitlines()[1:3] == ["thought: 17 tokens, 0.9 s", "**B**"]
+
+
 def test_the_prompt_comes_from_stdin_or_a_file(script: Script, tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text("from a file\n", encoding="utf-8")

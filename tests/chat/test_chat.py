@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from helpers.chat import FakePair, Screen
 from pdevis.chat.app import manage, talk
-from pdevis.chat.render import print_token
-from pdevis.generation import TokenEvent
+from pdevis.chat.screen.answer_display import AnswerDisplay
 
 
 def test_an_answer_streams_and_is_followed_by_its_summary() -> None:
@@ -51,12 +48,14 @@ def test_ctrl_c_during_an_answer_keeps_the_confirmed_tokens() -> None:
 def test_ctrl_c_while_a_token_is_shown_stops_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen(FakePair(["sky blue"]))
 
-    def interrupt(console: Console, token: TokenEvent, colored: bool) -> None:
-        if token.text == "y":
-            raise KeyboardInterrupt
-        print_token(console, token, colored)
+    write = AnswerDisplay._write_pipe
 
-    monkeypatch.setattr("pdevis.chat.render.print_token", interrupt)
+    def interrupt(display: AnswerDisplay, text: str) -> None:
+        if text == "y":
+            raise KeyboardInterrupt
+        write(display, text)
+
+    monkeypatch.setattr(AnswerDisplay, "_write_pipe", interrupt)
     assert screen.enter("why?").startswith("sk\n3 tokens")
     assert screen.session.messages[-1] == {"role": "assistant", "content": "sky"}
     assert screen.pair.streams[0].closed
@@ -165,18 +164,6 @@ def test_the_manager_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not manage(screen.chat, Keys("sweep 2", KeyboardInterrupt(), "exit"))
     assert len(list(tmp_path.iterdir())) == 1
     assert not manage(screen.chat, Keys())
-
-
-def test_on_a_terminal_tokens_are_coloured_and_escape_codes_of_the_model_are_replaced() -> None:
-    file = StringIO()
-    console = Console(file=file, force_terminal=True, color_system="standard", legacy_windows=False)
-    print_token(console, TokenEvent(1, "a", "draft", 0))
-    print_token(console, TokenEvent(2, "\x1b[2J\n", "target", 0))
-    print_token(console, TokenEvent(3, "c", "target", 0), colored=False)
-    out = file.getvalue()
-    assert out.startswith("\x1b[32ma\x1b[0m\x1b[1m")
-    assert out.endswith("c")
-    assert "\x1b[2J" not in out
 
 
 def test_the_chat_continues_if_the_drafters_processes_fail() -> None:

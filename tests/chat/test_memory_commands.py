@@ -56,7 +56,7 @@ def test_trim_and_context() -> None:
     screen = talk("one", "two", "three")
     used = len("u:one|a:hello|u:two|a:hello|u:three|a:hello|")
     assert screen.enter("/context") == f"{used} of 1000 tokens are in use, by 3 turns\n"
-    assert screen.enter("/trim 2") == "the conversation has 1 turns left\n"
+    assert screen.enter("/trim 2") == "the conversation has 1 turn left\n"
     assert [turn.user for turn in screen.session.turns] == ["three"]
     assert "by 1 turn\n" in screen.enter("/context")
     screen.enter("/reset")

@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from pdevis.chat.render import WordWrap
+from pdevis.chat.screen.word_wrap import WordWrap
 
 
 def streamed(pieces: list[str], width: int) -> str:

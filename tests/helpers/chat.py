@@ -1,13 +1,21 @@
-"""A scripted pair with the interface of `SpeculativePair`, and a chat session whose output tests can read."""
+"""A scripted pair with the interface of `SpeculativePair`, and a chat session whose output tests can read.
+
+Output goes to a file as in a pipe, or to a terminal, whose rows tests can read with those that have left the screen.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Console
+
 from pdevis.chat.app import handle
 from pdevis.chat.commands import Chat
+from pdevis.chat.screen.answer_display import DisplaySettings
 from pdevis.chat.session import ChatSession
 from pdevis.config import DecodeConfig, DraftConfig
 from pdevis.generation import DecodeStats, Generation, TokenEvent
@@ -142,14 +150,83 @@ class FakePair:
         self.stop_at = None
 
 
-class Screen:
-    """A chat with a scripted pair, and what it prints."""
+class Terminal(StringIO):
+    """A terminal of some columns and rows: letters, line ends, and the codes by which rows are erased.
 
-    def __init__(self, pair: FakePair | None = None, chat: bool = True, **decode: object) -> None:
+    Attributes:
+        rows: all rows, those that have left the screen included.
+    """
+
+    def __init__(self, columns: int, height: int) -> None:
+        super().__init__()
+        self.columns, self.height = columns, height
+        self.truncate()
+
+    def write(self, text: str) -> int:
+        for code, letter in re.findall(r"\x1b\[([?\d;]*[A-Za-z])|([\s\S])", text):
+            row, column = self.cursor
+            if code.endswith("A"):
+                self.cursor[0] = max(row - int(code[:-1]), len(self.rows) - self.height, 0)
+            elif code == "2K":
+                self.rows[row] = ""
+            elif letter == "\r":
+                self.cursor[1] = 0
+            elif letter == "\n":
+                self._begin_row()
+            elif letter:
+                if column + cell_len(letter) > self.columns:
+                    self._begin_row()
+                    row, column = self.cursor
+                assert cell_len(self.rows[row]) == column, "only the end of a row is written"
+                self.rows[row] += letter
+                self.cursor[1] += cell_len(letter)
+            else:
+                assert code.endswith(("m", "l", "h")), f"unknown code {code!r}"
+        return len(text)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Clear the screen."""
+        self.rows, self.cursor = [""], [0, 0]  # row and column
+        return 0
+
+    def _begin_row(self) -> None:
+        self.cursor = [self.cursor[0] + 1, 0]
+        if self.cursor[0] == len(self.rows):
+            self.rows.append("")
+
+    @property
+    def text(self) -> str:
+        """All rows up to the cursor's, without blanks at their ends."""
+        last = self.cursor[0] + 1
+        assert not any(self.rows[last:]), "nothing is below the cursor"
+        return "\n".join(row.rstrip() for row in self.rows[:last])
+
+    def console(self) -> Console:
+        """A console that writes here."""
+        size = {"width": self.columns, "height": self.height}
+        return Console(file=self, force_terminal=True, color_system=None, highlight=False, _environ={}, **size)
+
+
+class Screen:
+    """A chat with a scripted pair, and what it prints.
+
+    Args:
+        terminal: shows the chat; None: it prints to a file.
+    """
+
+    def __init__(
+        self,
+        pair: FakePair | None = None,
+        chat: bool = True,
+        terminal: Terminal | None = None,
+        display: DisplaySettings | None = None,
+        **decode: object,
+    ) -> None:
         self.pair = pair or FakePair()
-        self.file = StringIO()
+        self.file = terminal or StringIO()
         self.session = ChatSession(self.pair, DecodeConfig(**decode), chat)
-        self.chat = Chat(self.session, make_console(self.file), ThreadChoice(enabled=False))
+        console = terminal.console() if terminal else make_console(self.file)
+        self.chat = Chat(self.session, console, ThreadChoice(enabled=False), display or DisplaySettings())
 
     def enter(self, *lines: str) -> str:
         """Enter lines and return what they print. The chat must continue after each of them."""
@@ -157,4 +234,4 @@ class Screen:
         self.file.truncate()
         for line in lines:
             assert handle(self.chat, line)
-        return self.file.getvalue()
+        return self.file.text if isinstance(self.file, Terminal) else self.file.getvalue()

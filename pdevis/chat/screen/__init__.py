@@ -1,0 +1,1 @@
+"""Answers on the screen of a terminal, and in a pipe."""
