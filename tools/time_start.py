@@ -1,10 +1,11 @@
-"""Print where the time of a one-shot answer goes: imports, tokenizer, weights, the answer, the rest.
+"""Print where the time of a one-shot answer goes, from imports to exit, and how long a chat takes to start.
 
 python tools/time_start.py                  # the embedded model, 8 tokens
 python tools/time_start.py --runs 5         # the smallest times of 5 runs
 
 A fresh process per run goes through the stages one by one. Another one runs the whole command, `python appInference.py
---prompt Hi`; what it takes longer is the rest. The first run may also read files from disk and prepare weights that are
+--prompt Hi`; what it takes longer is the rest. A third one is a chat, timed until its first line; its CPU seconds are
+those of the whole process, which ends then. The first run may also read files from disk and prepare weights that are
 kept: `--runs 2` shows a warm start. CPU seconds are those of all threads, and hardly depend on other programs.
 """
 
@@ -26,6 +27,7 @@ from pdevis.util.argtypes import positive_int
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "Hi"
 REST = "the rest: flags, display, exit"
+CHAT = "a chat, until its first line"
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,37 @@ def time_command(words: Sequence[str]) -> tuple[str, Stage]:
     return done.stdout, Stage("the whole command", time.perf_counter() - begin, cpu)
 
 
+def time_chat(words: Sequence[str]) -> Stage:
+    """Start a chat in a new process; return what it took until its first line. Raises ValueError if it fails."""
+    begin, before = time.perf_counter(), os.times()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *words], env=environment, text=True, **pipes) as process:
+        line, wall = process.stdout.readline(), time.perf_counter() - begin
+        rest = process.communicate()[1]
+    if not line:
+        raise ValueError(rest.strip().removeprefix("error: "))
+    after = os.times()  # of the whole process: the chat ends at once
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Stage(CHAT, wall, cpu)
+
+
 def measure(model: str, length: int) -> list[Stage]:
-    """Time the stages in one process and the whole command, which is the last stage, in another."""
+    """Time the stages in one process, the whole command in another, and the start of a chat in a third."""
     flags = ["--model", model, "--length", str(length), "--stages"]
     stages = [Stage(**fields) for fields in json.loads(time_command([__file__, *flags])[0])]
-    command = [str(ROOT / "appInference.py"), "--target_model", model, "--device", "cpu", "--prompt", PROMPT]
-    return [*stages, time_command([*command, "--length", str(length)])[1]]
+    command = [str(ROOT / "appInference.py"), "--target_model", model, "--device", "cpu", "--length", str(length)]
+    return [*stages, time_command([*command, "--prompt", PROMPT])[1], time_chat(command)]
 
 
 def summarize(runs: Sequence[Sequence[Stage]]) -> list[Stage]:
     """Return the smallest times of each stage, and the rest: what the command takes longer than all stages."""
-    *stages, whole = (
+    *stages, whole, chat = (
         Stage(same[0].name, min(run.wall_seconds for run in same), min(run.cpu_seconds for run in same))
         for same in zip(*runs, strict=True)
     )
     wall, cpu = (sum(getattr(stage, name) for stage in stages) for name in ("wall_seconds", "cpu_seconds"))
-    return [*stages, Stage(REST, whole.wall_seconds - wall, whole.cpu_seconds - cpu), whole]
+    return [*stages, Stage(REST, whole.wall_seconds - wall, whole.cpu_seconds - cpu), whole, chat]
 
 
 def print_stages(stages: Sequence[Stage]) -> None:

@@ -91,6 +91,8 @@ def format_summary(answer: Answer) -> str:
         parts.append(f"{stats.fallback_rounds} of {stats.rounds} rounds plain, since drafting does not pay")
     if answer.interrupted:
         parts.append("stopped")
+    elif stats.stop_reason == "length" and not answer.split.finished:
+        parts.append("length limit reached inside the thought (/length N, /thinking off)")
     elif stats.stop_reason == "length":
         parts.append("length limit reached (/length N)")
     elif stats.stop_reason == "context":

@@ -208,7 +208,11 @@ class ChatSession:
             self.pair.recover()
             self.decode = replace(self.decode, overlap=False)
             return (yield from self.write(method, ids))
-        yield AnswerFinished(answer, answer.finish())
+        parts = answer.finish()
+        try:
+            yield AnswerFinished(answer, parts)
+        except KeyboardInterrupt:  # while the end of the answer was shown
+            answer.interrupted = True
         return answer
 
     def generate(self, text: str) -> tuple[Generation, ReasoningStream]:

@@ -173,6 +173,19 @@ def test_nothing_is_rendered_in_a_pipe() -> None:
     assert Screen(FakePair(["A **bold** word\n\n- x"])).enter("why?").startswith("A **bold** word\n\n- x\n20 tokens")
 
 
+def test_ctrl_c_while_the_end_of_an_answer_is_shown_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(FakePair(["A **bold** word"]), terminal=Terminal(80, 24))
+    finish = RenderedMarkdown.finish
+
+    def interrupt(markdown: RenderedMarkdown) -> None:
+        monkeypatch.setattr(RenderedMarkdown, "finish", finish)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RenderedMarkdown, "finish", interrupt)
+    assert screen.enter("why?") == "A bold word\n"
+    assert screen.session.messages[-1]["content"] == "A **bold** word"
+
+
 def test_ctrl_c_keeps_what_was_written() -> None:
     screen = Screen(FakePair(["A **bold** word and `code`"], stop_at=18), terminal=Terminal(80, 24))
     assert screen.enter("why?").startswith("A bold word an\n18 tokens")

@@ -91,6 +91,13 @@ def test_a_thought_that_does_not_end() -> None:
         assert chat.pair.prompts[-1][1] == {"role": "assistant", "content": "", "reasoning_content": "Two"}
 
 
+def test_a_limit_inside_a_thought_names_the_remedies() -> None:
+    chat = screen("<think>Two and two", "Two and two", terminal=False)
+    chat.enter("/length 10")
+    assert "length limit reached inside the thought (/length N, /thinking off)\n" in chat.enter("why?")
+    assert "length limit reached (/length N)\n" in chat.enter("why?")
+
+
 def test_an_empty_thought_is_not_shown() -> None:
     assert screen("<think>\n\n</think>\n\nHi").enter("why?").startswith("Hi\n")
 

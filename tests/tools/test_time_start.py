@@ -24,7 +24,8 @@ def test_every_stage_is_in_the_table(main, tiny_folder, capsys) -> None:
     cells = re.findall(r"│ (.+?) │ +(\S+) │ +(\S+) │", table)
     rows = {name.strip(): (float(wall), float(cpu)) for name, wall, cpu in cells}
     parts = ("import torch", "import transformers", "config and tokenizer", "the answer, 3 tokens")
-    whole = rows.pop("the whole command")
+    whole, chat = rows.pop("the whole command"), rows.pop("a chat, until its first line")
+    assert chat[0] > 0
     assert all(any(name.startswith(part) for name in rows) for part in (*parts, "weights of the drafter", "the rest"))
     assert whole[1] == pytest.approx(sum(cpu for _, cpu in rows.values()), abs=0.1)  # rounded
 
@@ -40,14 +41,15 @@ def test_summary_has_the_smallest_times_and_the_rest():
     tool = runpy.run_path(str(SCRIPT))
     stage = tool["Stage"]
     runs = [
-        [stage("a", 2.0, 1.0), stage("b", 1.0, 4.0), stage("whole", 9.0, 8.0)],
-        [stage("a", 1.0, 2.0), stage("b", 3.0, 3.0), stage("whole", 8.0, 9.0)],
+        [stage("a", 2.0, 1.0), stage("b", 1.0, 4.0), stage("whole", 9.0, 8.0), stage("chat", 5.0, 5.0)],
+        [stage("a", 1.0, 2.0), stage("b", 3.0, 3.0), stage("whole", 8.0, 9.0), stage("chat", 4.0, 6.0)],
     ]
     assert tool["summarize"](runs) == [
         stage("a", 1.0, 1.0),
         stage("b", 1.0, 3.0),
         stage(tool["REST"], 6.0, 4.0),
         stage("whole", 8.0, 8.0),
+        stage("chat", 4.0, 5.0),
     ]
 
 
