@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pdevis.config import MODEL, MODEL_FIELDS, DecodeConfig
+from pdevis.util.files import parse_json
 from pdevis.util.validation import ModelLoadError
 
 MAX_VALUE_SHOWN = 60  # letters
@@ -87,7 +88,7 @@ class ModelSettings:
 
     def as_json(self) -> dict[str, Any]:
         """Return the values as they are after writing and reading JSON."""
-        return json.loads(json.dumps(self.values))
+        return parse_json(json.dumps(self.values))
 
     def notes(self, name: str, sampling: str) -> list[str]:
         """Return lines for the user: which settings of the model `name` are used, and which are not."""

@@ -17,7 +17,7 @@ from pdevis.decoding.verifier import Verifier
 SCRIPT = ROOT / "evaluation" / "speed" / "evaluate_speed.py"
 
 
-@pytest.mark.parametrize("acceptance", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("acceptance", [0.6, *(pytest.param(end, marks=pytest.mark.slow) for end in (0.0, 1.0))])
 def test_acceptance_is_drawn_with_its_probability(folders, acceptance):
     pair = load_pair(*folders("llama"), device="cpu")
     config = DecodeConfig(max_new_tokens=300, gamma=4, eos_ids=())

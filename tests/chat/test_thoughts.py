@@ -160,7 +160,7 @@ def session(thinking_folder: Path) -> ChatSession:
 
 def test_a_model_that_thinks(session: ChatSession, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = screen()
-    chat.chat = Chat(session, chat.chat.console)
+    chat.chat = Chat(session, chat.chat.console, chat.chat.threads)
     out = chat.enter("why?")
     assert out.startswith("thought: 4 tokens, ")
     assert f" s\n{ANSWER}\n7 tokens" in out
@@ -188,7 +188,7 @@ def test_a_prompt_that_opens_the_thought(opening_folder: Path) -> None:
     for shown in (False, True):
         chat = screen(terminal=False, shows_thoughts=shown)
         session = ChatSession(pair, DecodeConfig(max_new_tokens=32))
-        chat.chat = Chat(session, chat.chat.console, chat.chat.display)
+        chat.chat = Chat(session, chat.chat.console, chat.chat.threads, chat.chat.display)
         out = chat.enter("why?")
         if shown:
             assert out.startswith(f"<think>{THOUGHT}</think>\n\n{ANSWER}\n6 tokens")

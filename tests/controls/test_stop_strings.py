@@ -26,17 +26,19 @@ def pair_and_model(tiny_folder) -> Any:
     )
 
 
-def test_texts_end_where_those_of_generate_do(pair_and_model):
+@pytest.mark.parametrize("first", [0, *(pytest.param(20 * i, marks=pytest.mark.slow) for i in range(1, 10))])
+def test_texts_end_where_those_of_generate_do(pair_and_model, first):
     pair, model = pair_and_model
     ended, inside = 0, 0
-    for number in range(60):
+    for number in range(first, first + 20):
         r = random.Random(number)
         ids = [r.randrange(32, 127) for _ in range(1 + number % 7)]
         whole = pair.generate(ids, DecodeConfig(max_new_tokens=LENGTH, eos_ids=()), "target")
         text = whole.text
         place = r.randrange(max(1, len(text) - 4))
         stops = tuple({text[place : place + r.randrange(1, 5)], r.choice(["zz", "Q!", "no such text"])} - {""})
-        stops = tuple(stop for stop in stops if "\N{REPLACEMENT CHARACTER}" not in stop) or ("never",)
+        # generate does not find letters of several tokens
+        stops = tuple(stop for stop in stops if stop.isascii()) or ("never",)
         prompt = torch.tensor([ids])
         expected = model.generate(
             prompt,
@@ -57,8 +59,8 @@ def test_texts_end_where_those_of_generate_do(pair_and_model):
         lengths = pair.generate(ids, config).stats
         inside += lengths.stop_reason == "stop" and lengths.accept_lengths[-1] <= lengths.draft_lengths[-1]
         assert pair.target.length == len(ids) + len(expected) - 1, "the cache ends with the text"
-    assert ended > 10
-    assert inside > 3, "the test must see drafts that are cut in the middle"
+    assert ended
+    assert inside or first, "the test must see drafts that are cut in the middle"
 
 
 def test_a_string_across_tokens_and_multi_byte_letters(tiny_tokenizer):

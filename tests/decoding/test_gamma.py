@@ -167,6 +167,7 @@ def test_the_drafter_reads_no_prompt_while_drafting_does_not_pay(tiny_model):
     assert drafter.model.length == 0
 
 
+@pytest.mark.slow
 def test_sampled_text_keeps_the_targets_distribution(tiny_model):
     """The first two sampled tokens over many seeds against the exact distribution (total variation)."""
     target = stack_of(tiny_model("llama", seed=0, vocab_size=16, layers=2))

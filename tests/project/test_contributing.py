@@ -87,6 +87,7 @@ def test_every_block_belongs_to_an_example() -> None:
     assert all((block.language == "diff") == (block.action == "edit") for block in BLOCKS)
 
 
+@pytest.mark.slow
 def test_examples_work(copy_of_repository: Path) -> None:
     """All four in one interpreter, since starting one costs more than the tests."""
     assert Path(run_python(copy_of_repository, "-c", PRINT_PACKAGE).stdout).is_relative_to(copy_of_repository)

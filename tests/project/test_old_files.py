@@ -190,6 +190,7 @@ def test_interrupted_run_is_resumed(embedded_folder: Path, old_files: Path) -> N
     assert [bool(run["ended"]) for run in read_meta(output)["runs"]] == [False, True]
 
 
+@pytest.mark.slow
 def test_greedy_ids_are_the_same(embedded_folder: Path) -> None:
     """Greedy ids of the embedded pair: speculative ones are always the target's; both are compared with the old ones.
 

@@ -24,6 +24,7 @@ def measure(*argv: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
+@pytest.mark.slow
 def test_it_prints_flags_of_the_simulator(tiny_folder):
     model = tiny_folder("llama")
     for argv, names in (

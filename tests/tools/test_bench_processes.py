@@ -39,6 +39,7 @@ def test_collectives():
 
 
 @needs_two_cores
+@pytest.mark.slow
 def test_lanes(tiny_folder):
     argv = ("--model", tiny_folder("llama", vocab_size=2000), "--precision", "float32", "--repeats", 2, "--each")
     run = run_tool("bench_lanes.py", *argv)

@@ -26,6 +26,7 @@ def test_environments(monkeypatch):
             environment(wrong)
 
 
+@pytest.mark.slow
 def test_a_run(tiny_folder, capsys, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     argv = ["--model", str(tiny_folder("llama")), "--length", "4", "--rounds", "1", "--policies", "threads:1"]

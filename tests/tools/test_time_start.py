@@ -18,6 +18,7 @@ def main():
     return runpy.run_path(str(SCRIPT))["main"]
 
 
+@pytest.mark.slow
 def test_every_stage_is_in_the_table(main, tiny_folder, capsys) -> None:
     assert main(["--model", str(tiny_folder("llama")), "--length", "3"]) == 0
     table = capsys.readouterr().out

@@ -88,7 +88,7 @@ def lead(target: str, drafter: str, draft_device: str, modes: str) -> None:
 @pytest.mark.parametrize(
     ("family", "drafter", "draft_device"),
     [
-        ("qwen3", "other", "ranks"),
+        pytest.param("qwen3", "other", "ranks", marks=pytest.mark.slow),
         pytest.param("llama", "self", "", marks=pytest.mark.slow),
         pytest.param("llama", "self", "ranks", marks=pytest.mark.slow),
         pytest.param("llama", "other", "cpu", marks=pytest.mark.slow),
