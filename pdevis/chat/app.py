@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pdevis.chat import render
-from pdevis.chat.commands import COMMANDS, Chat, LeaveChat, dispatch
+from pdevis.chat.commands import COMMANDS, VALUES, Chat, LeaveChat, dispatch
 from pdevis.chat.oneshot import answer_once, read_prompt
 from pdevis.chat.screen.answer_display import DisplaySettings
 from pdevis.chat.session import ChatSession
 from pdevis.chat.terminal import line_reader, terminal_reader
-from pdevis.cli import Parser, is_main_rank, pair_arguments
+from pdevis.cli import DEFAULT_TARGET, Parser, is_main_rank, pair_arguments
 from pdevis.controls.decode_flags import decode_config, given_fields
 from pdevis.controls.model_settings import fill_in
 from pdevis.util.argtypes import choice, nearest
@@ -78,9 +78,12 @@ def run_chat(args: argparse.Namespace) -> int:
     chat = Chat(session, make_console(), threads, display)
     render.print_line(chat.console, render.format_banner(session.pair.describe()), style="dim")
     commands = {name: command.help for name, command in COMMANDS.items()}
-    read = terminal_reader(commands) if interactive else line_reader(sys.stdin)
+    read = terminal_reader(commands, VALUES) if interactive else line_reader(sys.stdin)
     if not args.manager or manage(chat, read):
         if interactive:
+            if args.target_model == DEFAULT_TARGET:
+                text = "a small model, for a demonstration: --target_model NAME takes a better one, such as qwen-4b-I"
+                render.print_line(chat.console, text, style="dim")
             render.print_line(chat.console, "/help lists the commands, Ctrl-D leaves", style="dim")
         talk(chat, read, interactive=interactive)
     return 0

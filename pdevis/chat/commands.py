@@ -71,9 +71,9 @@ def dispatch(chat: Chat, text: str) -> None:
     """
     name, _, argument = text[1:].strip().partition(" ")
     argument = argument.strip()
-    command = COMMANDS.get(name.lower())
+    command = COMMANDS.get(ALIASES.get(name.lower(), name.lower()))
     if command is None:
-        match = nearest(name.lower(), COMMANDS)
+        match = nearest(name.lower(), COMMANDS.keys() - FORGETFUL)
         raise ValueError(f"unknown command /{name}; " + (f"did you mean /{match}?" if match else "/help lists them"))
     if argument and not command.argument:
         raise ValueError(f"/{name} takes no argument, got {argument!r}")
@@ -89,7 +89,7 @@ def _quit(chat: Chat, argument: str) -> None:
     raise LeaveChat
 
 
-def _clear(chat: Chat, argument: str) -> None:
+def _clear_screen(chat: Chat, argument: str) -> None:
     chat.console.clear()
 
 
@@ -99,7 +99,7 @@ def _stats(chat: Chat, argument: str) -> None:
 
 def _reset(chat: Chat, argument: str) -> None:
     chat.session.reset()
-    render.print_line(chat.console, "the conversation is forgotten")
+    render.print_line(chat.console, "the conversation is forgotten (/cls clears the screen)")
 
 
 def _toggle(method: str) -> Callable[[Chat, str], None]:
@@ -150,7 +150,8 @@ def _setting(
 
 def _sweep(chat: Chat, argument: str) -> None:
     session, console = chat.session, chat.console
-    gammas = [_gamma(word) for word in argument.split()] or list(sweep.DEFAULT_GAMMAS)
+    gammas: list[int | str] = [_gamma(word) for word in argument.split()] or list(sweep.DEFAULT_GAMMAS)
+    gammas += [session.decode.gamma, AUTO]
     ids = session.last_ids
     if ids is None:
         text = sweep.DEFAULT_PROMPT
@@ -177,13 +178,8 @@ def _sweep(chat: Chat, argument: str) -> None:
     render.print_line(console, f"plot: {path}")
 
 
-def _gamma(word: str) -> int:
-    """Return the γ of a sweep: a number, never "auto", since speed is drawn against it."""
-    try:
-        return parse_value(DecodeConfig, "gamma", int, word)
-    except ValueError as error:
-        allowed = str(error).removesuffix(f" or {AUTO!r}")
-        raise ValueError(f"/sweep: each gamma: {allowed}") from None
+def _gamma(word: str) -> int | str:
+    return _about("/sweep: each gamma", lambda: parse_value(DecodeConfig, "gamma", gamma_value, word))
 
 
 def _system(chat: Chat, argument: str) -> None:
@@ -312,10 +308,12 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "suppress_tokens": lambda text: () if text == NONE else tuple(map(int, text.split(","))),
     "stop": lambda text: () if text == NONE else (text,),
 }
+ALIASES = {"reset": "clear", "exit": "quit", "bye": "quit", "?": "help"}
+FORGETFUL = {"clear", "undo", "trim"}  # never suggested for a name that does not exist
 COMMANDS: dict[str, Command] = {
     "help": Command(_help, "list the commands"),
-    "quit": Command(_quit, "leave (as Ctrl-D does)"),
-    "clear": Command(_clear, "clear the screen"),
+    "quit": Command(_quit, "leave (as Ctrl-D, /exit and /bye do)"),
+    "cls": Command(_clear_screen, "clear the screen"),
     **{method: Command(_toggle(method), f"turn {method} decoding on or off") for method in METHODS},
     "chat": Command(_chat, "turn the chat template on or off"),
     "length": Command(
@@ -353,8 +351,17 @@ COMMANDS: dict[str, Command] = {
     "context": Command(_context, "tokens of the conversation, and how many the models hold"),
     "trim": Command(_trim, "forget the first N turns (1)", argument="N"),
     "stats": Command(_stats, "totals of this session, and the last answer in detail"),
-    "reset": Command(_reset, "forget the conversation"),
-    "sweep": Command(_sweep, "measure several gammas on the last prompt; table and plot", argument="G1 G2 …"),
+    "clear": Command(_reset, "forget the conversation (so does /reset); the system message stays"),
+    "sweep": Command(_sweep, "measure gammas on the last prompt, also the current one and auto", argument="G1 G2 …"),
     "save": Command(_save, "write the conversation to FILE (.json, or .md)", argument="FILE"),
     "load": Command(_load, "continue a conversation that /save wrote as .json", argument="FILE"),
+}
+# what Tab completes after a command
+VALUES: dict[str, tuple[str, ...]] = {
+    "mode": MODES,
+    "check": CHECKS,
+    "gamma": (AUTO,),
+    "thinking": (*THINKING, "show", "fold"),
+    "system": (NONE,),
+    "set": tuple(SETTINGS),
 }

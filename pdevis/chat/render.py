@@ -96,7 +96,7 @@ def format_summary(answer: Answer) -> str:
     elif stats.stop_reason == "length":
         parts.append("length limit reached (/length N)")
     elif stats.stop_reason == "context":
-        parts.append("the models' context is full (/reset)")
+        parts.append("the models' context is full (/clear)")
     return " · ".join(parts)
 
 

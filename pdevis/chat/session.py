@@ -308,10 +308,18 @@ class ChatSession:
         try:
             yield
         except PromptTooLongError as error:
-            size = f"{error.tokens} tokens, and the models' context holds {error.context_length}"
+            holds = f"and the models' context holds {error.context_length}"
+            size = f"{error.tokens} tokens, {holds}"
             if self.chat and self.turns:
+                system = [message for message in self.messages[:1] if message["role"] == "system"]
+                alone = len(self.pair.encode([*system, {"role": "user", "content": self.last_message}]))
+                if alone >= error.context_length:
+                    raise ValueError(
+                        f"this message is too long: {alone} tokens without the conversation before it, {holds}; give a "
+                        "shorter one"
+                    ) from None
                 raise ValueError(
                     f"the conversation has become too long: with this message {size}. The message was dropped; "
-                    "/trim N forgets its first N turns, /save FILE keeps it, /reset starts a new one"
+                    "/trim N forgets its first N turns, /save FILE keeps it, /clear starts a new one"
                 ) from None
             raise ValueError(f"the prompt is too long: {size}; give a shorter one") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -37,16 +37,28 @@ def line_reader(file: TextIO) -> Callable[[], str]:
     return read
 
 
-def terminal_reader(commands: Mapping[str, str]) -> Callable[[], str]:
+def complete_line(text: str, commands: Mapping[str, str], values: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the words that can continue a line, in place of its last word: commands, or values of its command."""
+    if not text.startswith("/") or "\n" in text:
+        return []
+    name, space, value = text[1:].partition(" ")
+    if not space:
+        return [f"/{other}" for other in commands if other.startswith(name)]
+    return [other for other in values.get(name, ()) if other.startswith(value)]
+
+
+def terminal_reader(commands: Mapping[str, str], values: Mapping[str, Sequence[str]]) -> Callable[[], str]:
     """Return a function that reads a message typed at the terminal.
 
     The function raises EOFError on Ctrl-D and KeyboardInterrupt on Ctrl-C.
 
     Args:
         commands: help text of each command, by name; for completion.
+        values: those that a command takes, by its name.
     """
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.completion import Completer, Completion
+    from prompt_toolkit.document import Document
     from prompt_toolkit.formatted_text import FormattedText
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -60,14 +72,20 @@ def terminal_reader(commands: Mapping[str, str]) -> Callable[[], str]:
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    words = {f"/{name}": text for name, text in commands.items()}
+    class CommandCompleter(Completer):
+        def get_completions(self, document: Document, complete_event: object) -> Iterator[Completion]:
+            text = document.text_before_cursor
+            typed = text.partition(" ")[2] if " " in text else text
+            for word in complete_line(text, commands, values):
+                yield Completion(word, -len(typed), display_meta=commands.get(word.removeprefix("/"), ""))
+
     prompt: PromptSession[str] = PromptSession(
         FormattedText([("bold fg:ansicyan", "> ")]),
         multiline=True,  # so that pasted lines arrive as one message; Enter sends all the same
         prompt_continuation="  ",
         key_bindings=keys,
         history=make_history(history_path()),
-        completer=WordCompleter(list(words), meta_dict=words, sentence=True),
+        completer=CommandCompleter(),
         reserve_space_for_menu=6,
     )
     return prompt.prompt

@@ -87,8 +87,10 @@ def test_a_full_context_gives_advice_and_keeps_the_session() -> None:
     assert "the prompt is too long: 42 tokens" in screen.enter("x" * 39)
     screen.enter("first")
     out = screen.enter("y" * 20)
-    for part in ("too long", "30", "/reset", "/save", "dropped"):
+    for part in ("too long", "30", "/clear", "/save", "dropped"):
         assert part in out
+    long = screen.enter("z" * 39)
+    assert long.startswith("this message is too long: 42 tokens without the conversation before it, and the models'")
     assert out.count("\n") == 1
     assert len(screen.session.messages) == 2
     assert len(screen.pair.calls) == 1

@@ -9,8 +9,9 @@ import pytest
 
 from helpers.chat import FakePair, Screen
 from pdevis.chat.app import handle
-from pdevis.chat.commands import COMMANDS
+from pdevis.chat.commands import COMMANDS, FORGETFUL, VALUES
 from pdevis.chat.sweep import MAX_TOKENS, run_sweep
+from pdevis.chat.terminal import complete_line
 from pdevis.config import DecodeConfig
 from pdevis.generation import DecodeStats
 
@@ -49,7 +50,7 @@ def test_auto_mode_shows_the_mode_in_use() -> None:
         ("/threshold high", "/threshold: 'high' must be a finite number"),
         ("/window 0", "/window: 0 must be an integer >= 1"),
         ("/temperature -1", "/temperature: -1.0 must be a finite number >= 0"),
-        ("/sweep 2 x", "/sweep: each gamma: 'x' must be an integer >= 1"),
+        ("/sweep 2 x", "/sweep: each gamma: 'x' must be an integer >= 1 or 'auto'"),
         ("/quit now", "/quit takes no argument, got 'now'"),
         ("/save", "/save needs a file name: NAME.json or NAME.md"),
         ("/gama 4", "unknown command /gama; did you mean /gamma?"),
@@ -78,7 +79,40 @@ def test_quit_leaves_and_two_slashes_are_text() -> None:
     assert handle(screen.chat, "/quit") is False
     screen.enter("//etc is what?")
     assert screen.pair.prompts == [[{"role": "user", "content": "/etc is what?"}]]
-    assert screen.enter("", "   ", "/clear") == ""
+    assert screen.enter("", "   ", "/cls") == ""
+    for name in ("exit", "bye"):
+        assert handle(screen.chat, f"/{name}") is False
+
+
+def test_clear_forgets_the_conversation_and_says_so() -> None:
+    for name in ("/clear", "/reset"):
+        screen = Screen(FakePair(["one"]))
+        screen.enter("first")
+        assert screen.enter(name) == "the conversation is forgotten (/cls clears the screen)\n"
+        assert screen.session.messages == []
+    assert screen.enter("/?") == screen.enter("/help")
+
+
+@pytest.mark.parametrize("typed", ["/clar", "/rest", "/undoo", "/trm"])
+def test_no_command_that_forgets_is_suggested(typed: str) -> None:
+    suggestion = Screen().enter(typed).partition("; ")[2]
+    assert not any(f"/{name}" in suggestion for name in (*FORGETFUL, "reset"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("/m", ["/mode"]),
+        ("/mode p", ["parallel"]),
+        ("/thinking ", ["on", "off", "auto", "show", "fold"]),
+        ("/set min", ["min_p", "min_new_tokens"]),
+        ("/quit ", []),
+        ("mode p", []),
+        ("/mode p\nx", []),
+    ],
+)
+def test_tab_completes_commands_and_values(text: str, words: list[str]) -> None:
+    assert complete_line(text, {name: command.help for name, command in COMMANDS.items()}, VALUES) == words
 
 
 def test_stats_are_ratios_of_sums() -> None:
@@ -169,11 +203,12 @@ def test_sweep_prints_a_table_and_saves_a_plot(tmp_path: Path, monkeypatch: pyte
     (plot,) = tmp_path.glob("pdevis-sweep-*.png")
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert plot.name in out.replace("\n", "")
-    for part in ("target alone", "2.00x", "50 %", "tokens per round"):
+    for part in ("target alone", "2.00x (2.00 to 2.00)", "auto", "50 %", "tokens per round"):
         assert part in out
     calls = screen.pair.calls[3:]  # after the answer and the warm-up
     order = [(method, config.gamma if method == "speculative" else None) for method, _, config in calls]
-    one_pass = [("target", None), ("speculative", 2), ("speculative", 5)]
+    gammas = (2, 5, screen.session.decode.gamma, "auto")
+    one_pass = [("target", None), *(("speculative", gamma) for gamma in gammas)]
     assert order == [*one_pass, *reversed(one_pass)]
     assert all(ids == prompt for _, ids, _ in calls)
     assert len(screen.session.messages) == 2

@@ -39,8 +39,8 @@ PROMPTS = [
 RULES = [
     DraftConfig(mode="exact"),
     DraftConfig(mode="skip", check="planned", threshold=0.97),
-    DraftConfig(mode="skip", check="inline", threshold=0.9, window=3),
     DraftConfig(mode="parallel", check="planned"),
+    DraftConfig(mode="skip", check="inline", threshold=0.9, window=3),
     DraftConfig(mode="parallel", check="inline", window=3),
 ]
 
@@ -61,7 +61,11 @@ def expected_ids(pair, embedded_folder) -> list[list[int]]:
     return expected
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.mode}-{rule.check}")
+@pytest.mark.parametrize(
+    "rule",
+    [*RULES[:3], *(pytest.param(rule, marks=pytest.mark.slow) for rule in RULES[3:])],
+    ids=lambda rule: f"{rule.mode}-{rule.check}",
+)
 def test_greedy_ids_are_those_of_transformers_generate(pair, expected_ids, rule):
     """All 20 prompts with the default rule, five with each other rule; every rule has another γ."""
     some = slice(None) if rule.mode == "exact" else slice(RULES.index(rule), None, 4)

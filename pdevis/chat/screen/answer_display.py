@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 THOUGHT_ROWS = 8  # of a thought that is being written
 THOUGHT_STYLE = "dim"
+WAITING = "reading …"
+ERASE_ROW = "\r\x1b[2K"
 
 
 @dataclass
@@ -81,6 +83,7 @@ class AnswerDisplay:
         self._counted = (0, 0.0)  # tokens and seconds of the answer's earlier thoughts
         self._text: RenderedMarkdown | WordWrap | None = None  # of the answer that is being written, on a terminal
         self._line_is_open = False  # in a pipe: the last line of an answer has not ended
+        self._is_waiting = False  # a line says that the prompt is read
 
     def show(self, events: Generator[ChatEvent, None, Any]) -> ChatEvent | None:
         """Show all events; returns the last one.
@@ -104,11 +107,15 @@ class AnswerDisplay:
             self._end_text()
 
     def _show(self, event: ChatEvent) -> None:
+        self._end_waiting()
         match event:
             case AnswerStarted(answer):
                 self._counted = (0, 0.0)
                 if self.headings:
                     print_line(self.notes, f"[{answer.method}]", style="dim")
+                if self._may_erase:
+                    self.console.print(WAITING, style="dim", end="")
+                    self._is_waiting = True
             case TokenWritten(answer, token, parts):
                 style = SOURCE_STYLES[token.source] if answer.method == "speculative" else ""
                 self._write(answer, parts, raw=token.text, style=style)
@@ -181,8 +188,15 @@ class AnswerDisplay:
         line = format_thought(tokens, seconds, finished=not answer.thoughts.is_thinking)
         print_line(self.notes, line, style=THOUGHT_STYLE)
 
+    def _end_waiting(self) -> None:
+        """Erase the line that says that the prompt is read."""
+        if self._is_waiting:
+            self.console.file.write(ERASE_ROW)
+            self._is_waiting = False
+
     def _end_text(self) -> None:
         """End the last line of what is being written."""
+        self._end_waiting()
         self._close(self._thought)
         self._close(self._text)
         if self._line_is_open:

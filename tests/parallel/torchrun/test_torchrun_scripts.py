@@ -18,6 +18,7 @@ from pdevis.config import DecodeConfig
 from pdevis.pair import load_pair
 
 
+@pytest.mark.slow
 def test_only_rank_0_prints_a_json_object(folders: Callable[..., Any]) -> None:
     target, other = folders("llama")
     words = ["--target_model", target, "--drafter_model", other, "--prompt", "-", "--no-chat", "--json"]
