@@ -223,16 +223,22 @@ class ChatSession:
         return made, read_thoughts(made.ids, tokenizer, prompt_opening(tokenizer, ids))
 
     def retry(self) -> Iterator[ChatEvent]:
-        """Answer the last message again, in place of its answer if it has one.
+        """Answer the last message again, in place of its answer if it has one, which stays if no new one is written.
 
         Raises:
             ValueError: there is no message.
         """
         if self.last_message is None:
             raise ValueError("there is no message yet")
+        former = []
         if self.turns and self.turns[-1].user == self.last_message:
-            self.turns.pop()
-        yield from self.answer(self.last_message)
+            former = [self.turns.pop()]
+        kept = len(self.turns)
+        try:
+            yield from self.answer(self.last_message)
+        finally:
+            if len(self.turns) == kept:
+                self.turns += former
 
     def undo(self) -> Turn:
         """Forget the last turn; return it. Raises ValueError if there is none."""

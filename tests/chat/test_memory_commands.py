@@ -45,6 +45,14 @@ def test_retry_after_an_interrupted_answer(stop_at: int) -> None:
     assert [(turn.user, turn.kept.text) for turn in screen.session.turns] == [("question", "hello")]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no way")])
+def test_an_answer_stays_until_a_new_one_is_written(error: BaseException) -> None:
+    screen = talk("why?", replies=["first", "second"])
+    screen.pair.stop_at, screen.pair.error = 0, error
+    screen.enter("/retry")
+    assert [message["content"] for message in screen.session.messages] == ["why?", "first"]
+
+
 def test_undo() -> None:
     screen = talk("one", "two")
     assert screen.enter("/undo") == "forgotten: 'two' and its answer\n"
