@@ -66,8 +66,7 @@ def run_chat(args: argparse.Namespace) -> int:
         return 0
     prompt = read_prompt(args)
     decode = decode_config(args)
-    threads = _thread_choice(args)
-    pair = _load_pair_with_progress(arguments)
+    pair, threads = _load_with_progress(args, arguments)
     decode = fill_in(decode, given_fields(args), pair.defaults)
     display = DisplaySettings(plain=args.plain, shows_thoughts=args.thoughts == "show")
     session = ChatSession(pair, decode, chat=args.chat, system=args.system)
@@ -106,11 +105,13 @@ def _thread_choice(args: argparse.Namespace) -> ThreadChoice:
     return ThreadChoice(enabled=on_cpu and all(value in (None, "cpu") for value in placed))
 
 
-def _load_pair_with_progress(arguments: dict[str, Any]) -> SpeculativePair:
+def _load_with_progress(args: argparse.Namespace, arguments: dict[str, Any]) -> tuple[SpeculativePair, ThreadChoice]:
+    """Return the pair, and the choice of threads, which watches the cores while the models load."""
     gc.disable()  # else Python searches the imports of torch for garbage again and again: a tenth of the time
     try:
         with progress_on_stderr("loading the models") as on_progress:
-            return _load_pair({**arguments, "on_progress": on_progress})
+            threads = _thread_choice(args)
+            return _load_pair({**arguments, "on_progress": on_progress}), threads
     finally:
         gc.enable()
 

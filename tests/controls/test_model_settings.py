@@ -209,15 +209,17 @@ def test_answers_of_a_chat_that_samples_are_not_compared(folder_with: Callable[.
     assert not finished[0].greedy
 
 
-def test_evaluations_use_and_record_them(
-    folder_with: Callable[..., str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def scripts_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], Scripts]:
+    """scripts_of(folder): the evaluation scripts with a model that drafts for itself, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    folder = folder_with(**SAMPLED, repetition_penalty=1.7)
-    scripts = Scripts(Path(folder), Path(folder), capsys)
+    return lambda folder: Scripts(Path(folder), Path(folder), capsys)
+
+
+def test_evaluations_use_and_record_them(folder_with: Callable[..., str], scripts_of: Callable[[str], Scripts]) -> None:
+    scripts = scripts_of(folder_with(**SAMPLED, repetition_penalty=1.7))
     argv = ("--k", 1, "--gen_len", 8, "--methods", "target,speculative", "--no-progress", "--sampling", "model")
     assert scripts("mmlu", *argv, "--output", "a.json", "--top_k", 7)[0] == 0
     meta = read_meta(Path("a.json"))
@@ -240,14 +242,10 @@ def test_evaluations_use_and_record_them(
 
 
 def test_a_run_is_not_resumed_with_another_generation_config(
-    folder_with: Callable[..., str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder_with: Callable[..., str], scripts_of: Callable[[str], Scripts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     folder = folder_with(repetition_penalty=1.7)
-    scripts = Scripts(Path(folder), Path(folder), capsys)
+    scripts = scripts_of(folder)
     argv = (
         "--k",
         2,

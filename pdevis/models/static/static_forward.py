@@ -138,10 +138,7 @@ class StaticForward:
         width = next(width for width in self.widths if width >= len(ids))
         attended = self.reserve(start, len(ids))
         blocks = self.exact if blocks is None else blocks
-        key = (id(blocks), width, attended)
-        if key not in self._captured:
-            self._captured[key] = self._capture(blocks, start, width, attended)
-        captured = self._captured[key]
+        captured = self._captured_forward(blocks, start, width, attended)
         _load(captured, ids, start)
         captured.graph.replay()
         return captured.hidden
@@ -149,10 +146,7 @@ class StaticForward:
     def capture_widths(self, blocks: tuple[Block, ...], start: int) -> None:
         """Capture forwards of all widths at positions from `start` now, so that no later one waits for it."""
         for width in self.widths:
-            attended = self.reserve(start, width)
-            key = (id(blocks), width, attended)
-            if key not in self._captured:
-                self._captured[key] = self._capture(blocks, start, width, attended)
+            self._captured_forward(blocks, start, width, self.reserve(start, width))
 
     def reserve(self, start: int, tokens: int) -> int:
         """Provide for forwards over some tokens, and return the length S of the block that the last one attends to.
@@ -185,6 +179,13 @@ class StaticForward:
         """Return the last three arguments of a `Forward` that attends to a block of length S."""
         indices = torch.arange(attended, device=self.stack.device)
         return indices, self.stack.rope_table, self.stack.cache.storage
+
+    def _captured_forward(self, blocks: tuple[Block, ...], start: int, width: int, attended: int) -> _CapturedForward:
+        """Return the forward of some layers and a width over a block of the cache, captured at its first use."""
+        key = (id(blocks), width, attended)
+        if key not in self._captured:
+            self._captured[key] = self._capture(blocks, start, width, attended)
+        return self._captured[key]
 
     def _capture(self, blocks: tuple[Block, ...], start: int, width: int, attended: int) -> _CapturedForward:
         weights, device = self.stack.weights, self.stack.device
